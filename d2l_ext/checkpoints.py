@@ -1,0 +1,180 @@
+"""Parameters and whole training states in plain .npz files; no pickle is written or read."""
+import json
+import pathlib
+import zipfile
+
+import numpy as np
+
+from .devices import mx
+from .files import atomic_write
+
+nd = mx.nd
+
+
+def _named_params(net):
+    """Return the parameters of `net` by the place of their layer, such as ``0.1.weight``.
+
+    These names, unlike Gluon's own, do not depend on how many nets were made before.
+    """
+    return net._collect_params_with_prefix()
+
+
+def _load_arrays(path):
+    """Return the arrays of a .npz file as a dictionary."""
+    path = pathlib.Path(path)
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    except FileNotFoundError:
+        raise
+    except (OSError, EOFError, ValueError, AttributeError, TypeError, KeyError,
+            NotImplementedError, RuntimeError, zipfile.BadZipFile, zipfile.zlib.error) as error:
+        raise ValueError(f'{path} cannot be read as a .npz file of arrays: {error}') from None
+
+
+def save_params(net, path, dtype='float32'):
+    """Write the parameters of `net` to a .npz file, keyed by layer (``0.1.weight``).
+
+    Parameters
+    ----------
+    net : mxnet.gluon.Block
+        Initialized.
+    path : str or path
+        File to write; replaced only once the new content is complete.
+    dtype : str
+        'float16' halves the file; the values are rounded.
+    """
+    with atomic_write(path) as file:
+        np.savez(file, **{name: param.data().asnumpy().astype(dtype)
+                          for name, param in _named_params(net).items()})
+
+
+def load_params(net, path, ctx=None):
+    """Set the parameters of `net` from a file that :func:`save_params` wrote.
+
+    Parameters
+    ----------
+    net : mxnet.gluon.Block
+        With the same layers; need not be initialized.
+    path : str or path
+        File to read.
+    ctx : mxnet.Context, optional
+        Where to put the parameters of a net not yet initialized; by default the CPU.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If the file is damaged or belongs to another network.
+    """
+    _set_params(net, _load_arrays(path), path, ctx or mx.cpu())
+
+
+def _set_params(net, arrays, path, ctx):
+    params = _named_params(net)
+    missing, extra = params.keys() - arrays.keys(), arrays.keys() - params.keys()
+    if missing or extra:
+        raise ValueError(f'{path} belongs to another network: {len(missing)} of the parameters of '
+                         f'this one are missing there and {len(extra)} have no place here '
+                         f'(such as {sorted(missing or extra)[0]})')
+    for name, param in params.items():
+        # Zeros in a known shape are dimensions that Gluon infers from the first batch.
+        if param.shape is not None and (
+                len(param.shape) != arrays[name].ndim
+                or any(known and known != found
+                       for known, found in zip(param.shape, arrays[name].shape))):
+            raise ValueError(f'{path} belongs to another network: {name} has the shape '
+                             f'{arrays[name].shape} there and {param.shape} here')
+    for name, param in params.items():
+        param.shape = arrays[name].shape
+        if param._data is None and not param._deferred_init:
+            param.initialize(ctx=ctx, init=mx.init.Zero())
+        param.set_data(nd.array(arrays[name], dtype=param.dtype))
+
+
+def _flatten_state(state, prefix):
+    """Yield (key, array) for an optimizer state: None, an array, or nested tuples of them."""
+    if isinstance(state, (tuple, list)):
+        for i, item in enumerate(state):
+            yield from _flatten_state(item, f'{prefix}/{i}')
+    elif state is not None:
+        yield prefix, state
+
+
+def save_checkpoint(path, net, trainer, history, seed):
+    """Write everything that training needs to go on after a whole epoch.
+
+    Parameters
+    ----------
+    path : str or path
+        File to write; replaced only once the new content is complete.
+    net : mxnet.gluon.Block
+        Its parameters are kept in float32, as they train.
+    trainer : mxnet.gluon.Trainer
+        Its optimizer states and update counts are kept.
+    history : list of dict
+        One dictionary an epoch.
+    seed : int
+        Of the run.
+    """
+    params = _named_params(net)
+    optimizer = trainer._optimizer
+    arrays = {f'param:{name}': param.data().asnumpy() for name, param in params.items()}
+    updates = {}
+    for name, param in params.items():
+        index = trainer._param2idx.get(param.name)
+        if index is not None:
+            updates[name] = optimizer._index_update_count.get(index, 0)
+            state = trainer._updaters[0].states.get(index)
+            arrays.update((key, array.asnumpy())
+                          for key, array in _flatten_state(state, f'state:{name}'))
+    about = {'history': history, 'seed': seed, 'optimizer': type(optimizer).__name__,
+             'updates': updates}
+    with atomic_write(path) as file:
+        np.savez(file, about=np.array(json.dumps(about)), **arrays)
+
+
+def load_checkpoint(path, net, trainer, ctx):
+    """Put `net` and `trainer` back to where :func:`save_checkpoint` left them.
+
+    Returns
+    -------
+    history : list of dict
+    seed : int
+
+    Raises
+    ------
+    ValueError
+        If the file is damaged, or belongs to another network or optimizer.
+    """
+    arrays = _load_arrays(path)
+    try:
+        about = json.loads(arrays.pop('about').item())
+        history, seed, updates = about['history'], about['seed'], about['updates']
+        kept_optimizer = about['optimizer']
+    except (KeyError, ValueError, TypeError, AttributeError):
+        raise ValueError(f'{path} is not a checkpoint of train_ch5') from None
+    optimizer = trainer._optimizer
+    if kept_optimizer != type(optimizer).__name__:
+        raise ValueError(f'{path} was trained with {kept_optimizer}, this trainer is '
+                         f'{type(optimizer).__name__}. Use the same optimizer, or another file')
+    by_kind = {'param': {}, 'state': {}}
+    for key, array in arrays.items():
+        kind, _, name = key.partition(':')
+        by_kind.get(kind, {})[name] = array
+    _set_params(net, by_kind['param'], path, ctx)
+    for name, param in _named_params(net).items():
+        index = trainer._param2idx.get(param.name)
+        if index is None or not updates.get(name):
+            continue
+        optimizer._index_update_count[index] = updates[name]
+        optimizer.num_update = max(optimizer.num_update, updates[name])
+        state = optimizer.create_state_multi_precision(index, nd.array(by_kind['param'][name], ctx))
+        for key, target in _flatten_state(state, name):
+            if key not in by_kind['state'] or by_kind['state'][key].shape != target.shape:
+                raise ValueError(f'{path} lacks the optimizer state of {name}')
+            target[:] = nd.array(by_kind['state'][key], ctx, dtype=target.dtype)
+        trainer._updaters[0].states[index] = state
+        trainer._updaters[0].states_synced[index] = True
+    return history, seed
