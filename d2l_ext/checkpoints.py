@@ -1,7 +1,9 @@
 """Parameters and whole training states in plain .npz files; no pickle is written or read."""
+import io
 import json
 import pathlib
 import zipfile
+import zlib
 
 import numpy as np
 
@@ -23,13 +25,26 @@ def _load_arrays(path):
     """Return the arrays of a .npz file as a dictionary."""
     path = pathlib.Path(path)
     try:
+        with zipfile.ZipFile(path) as file:
+            damaged = file.testzip()  # NumPy would look at the check sums too late
+        if damaged is not None:
+            raise ValueError(f'{damaged} has another check sum')
         with np.load(path, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
     except FileNotFoundError:
         raise
     except (OSError, EOFError, ValueError, AttributeError, TypeError, KeyError,
-            NotImplementedError, RuntimeError, zipfile.BadZipFile, zipfile.zlib.error) as error:
+            NotImplementedError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f'{path} cannot be read as a .npz file of arrays: {error}') from None
+
+
+def _save_arrays(path, arrays):
+    """Write a dictionary of arrays to a .npz file."""
+    # In memory first: on a full disk NumPy leaves a ZipFile behind that complains when it goes.
+    content = io.BytesIO()
+    np.savez(content, **arrays)
+    with atomic_write(path) as file:
+        file.write(content.getbuffer())
 
 
 def save_params(net, path, dtype='float32'):
@@ -44,9 +59,8 @@ def save_params(net, path, dtype='float32'):
     dtype : str
         'float16' halves the file; the values are rounded.
     """
-    with atomic_write(path) as file:
-        np.savez(file, **{name: param.data().asnumpy().astype(dtype)
-                          for name, param in _named_params(net).items()})
+    _save_arrays(path, {name: param.data().asnumpy().astype(dtype)
+                        for name, param in _named_params(net).items()})
 
 
 def load_params(net, path, ctx=None):
@@ -68,11 +82,12 @@ def load_params(net, path, ctx=None):
     ValueError
         If the file is damaged or belongs to another network.
     """
-    _set_params(net, _load_arrays(path), path, ctx or mx.cpu())
+    params, arrays = _named_params(net), _load_arrays(path)
+    _check_params(params, arrays, path)
+    _set_params(params, arrays, ctx or mx.cpu())
 
 
-def _set_params(net, arrays, path, ctx):
-    params = _named_params(net)
+def _check_params(params, arrays, path):
     missing, extra = params.keys() - arrays.keys(), arrays.keys() - params.keys()
     if missing or extra:
         raise ValueError(f'{path} belongs to another network: {len(missing)} of the parameters of '
@@ -86,11 +101,18 @@ def _set_params(net, arrays, path, ctx):
                        for known, found in zip(param.shape, arrays[name].shape))):
             raise ValueError(f'{path} belongs to another network: {name} has the shape '
                              f'{arrays[name].shape} there and {param.shape} here')
+        if arrays[name].dtype.kind != 'f':
+            raise ValueError(f'{path}: {name} is not an array of floating-point numbers')
+
+
+def _set_params(params, arrays, ctx):
     for name, param in params.items():
         param.shape = arrays[name].shape
         if param._data is None and not param._deferred_init:
             param.initialize(ctx=ctx, init=mx.init.Zero())
         param.set_data(nd.array(arrays[name], dtype=param.dtype))
+        if param._deferred_init:  # nothing is left to wait for, now that the shape is known
+            param._finish_deferred_init()
 
 
 def _flatten_state(state, prefix):
@@ -131,8 +153,7 @@ def save_checkpoint(path, net, trainer, history, seed):
                           for key, array in _flatten_state(state, f'state:{name}'))
     about = {'history': history, 'seed': seed, 'optimizer': type(optimizer).__name__,
              'updates': updates}
-    with atomic_write(path) as file:
-        np.savez(file, about=np.array(json.dumps(about)), **arrays)
+    _save_arrays(path, {'about': np.array(json.dumps(about)), **arrays})
 
 
 def load_checkpoint(path, net, trainer, ctx):
@@ -163,18 +184,28 @@ def load_checkpoint(path, net, trainer, ctx):
     for key, array in arrays.items():
         kind, _, name = key.partition(':')
         by_kind.get(kind, {})[name] = array
-    _set_params(net, by_kind['param'], path, ctx)
-    for name, param in _named_params(net).items():
+    params, states = _named_params(net), {}
+    _check_params(params, by_kind['param'], path)
+    # Nothing is changed before everything is known to fit.
+    for name, param in params.items():
         index = trainer._param2idx.get(param.name)
         if index is None or not updates.get(name):
             continue
-        optimizer._index_update_count[index] = updates[name]
-        optimizer.num_update = max(optimizer.num_update, updates[name])
         state = optimizer.create_state_multi_precision(index, nd.array(by_kind['param'][name], ctx))
         for key, target in _flatten_state(state, name):
-            if key not in by_kind['state'] or by_kind['state'][key].shape != target.shape:
-                raise ValueError(f'{path} lacks the optimizer state of {name}')
-            target[:] = nd.array(by_kind['state'][key], ctx, dtype=target.dtype)
+            array = by_kind['state'].pop(key, np.array(None))
+            if array.shape != target.shape:
+                raise ValueError(f'{path} lacks the state that the optimizer of this trainer keeps '
+                                 f'for {name}, such as momentum')
+            target[:] = nd.array(array, ctx, dtype=target.dtype)
+        states[index] = name, state
+    if by_kind['state']:
+        raise ValueError(f'{path} has a state, such as momentum, that the optimizer of this '
+                         'trainer does not keep')
+    _set_params(params, by_kind['param'], ctx)
+    for index, (name, state) in states.items():
+        optimizer._index_update_count[index] = updates[name]
+        optimizer.num_update = max(optimizer.num_update, updates[name])
         trainer._updaters[0].states[index] = state
         trainer._updaters[0].states_synced[index] = True
     return history, seed

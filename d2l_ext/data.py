@@ -97,7 +97,7 @@ class Batches:
             chosen = order[start:start + self.batch_size]
             X = nd.array(self.images[chosen, None], ctx=self.ctx, dtype='uint8')
             X = X.astype('float32') / self.max_value
-            if self.resize not in (None, X.shape[2]) or X.shape[2] != X.shape[3]:
+            if self.resize is not None and X.shape[2:] != (self.resize, self.resize):
                 # Half-pixel centres, as OpenCV and so the book's own transform has them.
                 X = nd.contrib.BilinearResize2D(X, height=self.resize, width=self.resize,
                                                 align_corners=False)
@@ -155,8 +155,10 @@ def _read_fashion_mnist(folder, split, verify):
                 'or swapped with another. Remove it or fetch it again; for a copy that differs '
                 'on purpose pass verify=False')
         arrays.append(_read_idx(path, num_dimensions))
-    if arrays[0].shape[1:] != (28, 28):
-        raise ValueError(f'{folder}: images must be 28x28, not {arrays[0].shape[1:]}')
+    images, labels = arrays
+    if not len(images) or images.shape != (len(labels), 28, 28):
+        raise ValueError(f'{folder}: the {split} archives must hold 28x28 images and as many '
+                         f'labels, not arrays of shape {images.shape} and {labels.shape}')
     return arrays
 
 
@@ -183,7 +185,7 @@ def _download(name, md5, folder):
     pooch.get_logger().setLevel('WARNING')
     failures = []
     for mirror in FASHION_MNIST_MIRRORS:
-        with progress_bar(None, 'B', name) as bar:
+        with progress_bar(1, 'B', name) as bar:  # pooch sets the total; with None it fails
             downloader = pooch.HTTPDownloader(progressbar=bar, timeout=DOWNLOAD_TIMEOUT,
                                               chunk_size=1 << 16)
             try:
@@ -193,8 +195,8 @@ def _download(name, md5, folder):
                 failures.append(f'  {mirror}: {type(error).__name__}')
     raise OSError(f'Fashion-MNIST is not on this machine and {name} could not be downloaded:\n'
                   + '\n'.join(failures)
-                  + f'\nConnect to the network and try again, or put the four archives into {folder}'
-                  ', or set D2L_EXT_DATA to the folder whose fashion-mnist/ holds them. '
+                  + '\nConnect to the network and try again, or put the four archives into '
+                  f'{folder}, or set D2L_EXT_DATA to the folder whose fashion-mnist/ holds them. '
                   'load_data_digits() needs no download.')
 
 
@@ -289,7 +291,8 @@ def load_data(batch_size, resize=None, *, ctx=None):
 
 def get_fashion_mnist_labels(labels):
     """Return the class names of Fashion-MNIST labels (any iterable of whole numbers 0 to 9)."""
-    return [FASHION_MNIST_CLASSES[int(label)] for label in labels]
+    labels = labels.asnumpy() if hasattr(labels, 'asnumpy') else labels
+    return [FASHION_MNIST_CLASSES[check_int('labels', int(label), 0, 9)] for label in labels]
 
 
 def dataset_facts(name):

@@ -34,10 +34,9 @@ if not _mxnet_came_first:
     # MXNet by itself takes half the processors, assuming that every second one is a hyper-thread.
     os.environ.setdefault('OMP_NUM_THREADS', str(physical_cores()))
 
-with warnings.catch_warnings():
-    # MXNet 1.9.1 defines `bool = onp.bool`, which NumPy 1.20 to 1.23 deprecate, at import.
-    warnings.simplefilter('ignore', DeprecationWarning)
-    import mxnet as mx
+# MXNet 1.9.1 uses names that NumPy 1.23 and SciPy 1.10 deprecate, at import and later.
+warnings.filterwarnings('ignore', category=DeprecationWarning, module='mxnet')
+import mxnet as mx  # noqa: E402
 
 
 def num_threads():

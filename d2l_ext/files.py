@@ -2,7 +2,7 @@
 import contextlib
 import os
 import pathlib
-import tempfile
+import secrets
 
 
 @contextlib.contextmanager
@@ -16,9 +16,10 @@ def atomic_write(path):
     """
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=f'.{path.name}.', suffix='.tmp', dir=path.parent)
+    # Not tempfile's: it would hide the file from other users, whatever the umask says.
+    temporary = path.parent / f'.{path.name}.{secrets.token_hex(4)}.tmp'
     try:
-        with os.fdopen(handle, 'wb') as file:
+        with open(temporary, 'xb') as file:
             yield file
             file.flush()
             os.fsync(file.fileno())

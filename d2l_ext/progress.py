@@ -11,5 +11,5 @@ def progress_bar(total, unit, description):
     error is a file or a pipe. It removes itself when closed.
     """
     in_notebook = type(sys.stderr).__module__.startswith('ipykernel')
-    return tqdm(total=total, unit=unit, desc=description, unit_scale=unit == 'B', leave=False, delay=5,
-                disable=False if in_notebook else None)
+    return tqdm(total=total, unit=unit, desc=description, unit_scale=unit == 'B', leave=False,
+                delay=5, disable=False if in_notebook else None)

@@ -5,33 +5,35 @@ import json
 import os
 import pathlib
 import platform
-import subprocess
-import sys
-import time
 
 import numpy as np
 import pooch
 
-from .checkpoints import load_params
+from .checkpoints import load_params, save_params
 from .data import dataset_facts
 from .devices import mx, num_threads, resolve_precision, try_gpu
 from .files import atomic_write
 
 _CHAPTERS = pathlib.Path(__file__).resolve().parent.parent / 'chapters'
+_KEYS = {'name', 'config', 'dataset', 'seeds', 'variants', 'runs', 'environment', 'date', 'command'}
+_RUN_KEYS = {'variant', 'seed', 'history', 'environment', 'date'}
 
 
-def _results_folder():
-    """Return the folder of the committed records."""
+def results_folder():
+    """Return the folder of the committed records, ``chapters/results``."""
     return _CHAPTERS / 'results'
 
 
-def _cache_folder():
-    """Return the folder of the records and checkpoints that a reader makes."""
+def cache_folder():
+    """Return the folder of the records and checkpoints that a reader makes.
+
+    Below the user's cache folder, or below the one that D2L_EXT_CACHE names.
+    """
     return pathlib.Path(os.environ.get('D2L_EXT_CACHE') or pooch.os_cache('d2l_ext')) / 'records'
 
 
-def _digest(config):
-    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:12]
+def _digest(value):
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def checkpoint_path(name, config, seed, variant=''):
@@ -40,10 +42,11 @@ def checkpoint_path(name, config, seed, variant=''):
     The path is the same whenever `name`, `config`, `seed` and `variant` are; a run with another
     configuration never meets it.
     """
-    return _cache_folder() / f'{name}-{_digest([config, seed, variant])}.checkpoint.npz'
+    return cache_folder() / f'{name}-{_digest([config, seed, variant])}.checkpoint.npz'
 
 
-def _processor():
+def processor():
+    """Return the model name of the processor."""
     try:
         for line in pathlib.Path('/proc/cpuinfo').read_text().splitlines():
             if line.startswith('model name'):
@@ -54,11 +57,11 @@ def _processor():
 
 
 def environment():
-    """Return what a record says of versions, processor, threads, device and default precision."""
+    """Return what a record says of its machine; `precision` is what 'auto' means on it."""
     ctx = try_gpu()
     return {'python': platform.python_version(), 'mxnet': mx.__version__,
             'numpy': np.__version__, 'platform': f'{platform.system()} {platform.machine()}',
-            'processor': _processor(), 'threads': num_threads(), 'device': str(ctx),
+            'processor': processor(), 'threads': num_threads(), 'device': str(ctx),
             'precision': resolve_precision('auto', ctx)}
 
 
@@ -75,47 +78,61 @@ def load_record(path):
     path = pathlib.Path(path)
     try:
         record = json.loads(path.read_text(encoding='utf-8'))
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # bad UTF-8 and bad JSON are ValueErrors
         raise ValueError(f'{path} is not a record: {error}') from None
-    keys = {'name', 'config', 'dataset', 'seeds', 'variants', 'runs', 'environment', 'date',
-            'command'}
-    if not isinstance(record, dict) or not keys <= record.keys():
-        raise ValueError(f'{path} is not a record: it lacks some of {sorted(keys)}')
+    if not isinstance(record, dict) or not record.keys() >= _KEYS:
+        raise ValueError(f'{path} is not a record: it needs the keys {", ".join(sorted(_KEYS))}')
+    if not isinstance(record['runs'], list) or not all(
+            isinstance(run, dict) and run.keys() >= _RUN_KEYS for run in record['runs']):
+        raise ValueError(f'{path} is not a record: each of its runs needs the keys '
+                         f'{", ".join(sorted(_RUN_KEYS))}')
     return record
 
 
-def _write(path, record):
+def _write_json(path, content):
     with atomic_write(path) as file:
-        file.write((json.dumps(record, indent=1) + '\n').encode())
+        file.write((json.dumps(content, indent=1) + '\n').encode())
 
 
-def _finished_runs(path, config):
-    """Return the runs in the record at `path` if it was made with `config`, else none."""
+def _runs(path, config):
+    """Return the runs in the record at `path` by (variant, seed), if it is of `config`."""
     try:
         record = load_record(path)
     except FileNotFoundError:
-        return []
-    return record['runs'] if record['config'] == config else []
+        return {}
+    if record['config'] != config:
+        return {}
+    return {(run['variant'], run['seed']): run for run in record['runs']}
+
+
+def _command(name):
+    """Return the command that makes record `name` again; the name begins with its notebook's."""
+    notebooks = [path.stem for path in _CHAPTERS.glob('*.ipynb') if name.startswith(path.stem)]
+    notebook = max(notebooks, key=len, default='NOTEBOOK')
+    return f'D2L_EXT_RERUN={name} jupyter execute --inplace chapters/{notebook}.ipynb'
 
 
 def recorded(name, function, config, seeds=(0,), variants=('',)):
-    """Return a record of an experiment, from its file if there is one, else by running it.
+    """Return a record of an experiment: from its file if there is one, else by running it.
 
-    A committed record made with an equal `config` that has all `seeds` and `variants` is returned
-    at once. With D2L_EXT_RERUN=1 in the environment the experiment runs again and its record
-    replaces the committed one; a run that was cut off goes on where it stopped, and a record that
-    lacks only some seeds or variants gains those. Otherwise (the configuration was changed) the
-    experiment runs and its record goes to the reader's cache folder, which D2L_EXT_CACHE sets.
+    If ``chapters/results/<name>.json`` was made with an equal `config` and has all `seeds` and
+    `variants`, it is returned at once. With D2L_EXT_RERUN=1, or with D2L_EXT_RERUN=<name>, in the
+    environment the experiment runs and its record is written there; what was cut off goes on
+    after the last whole run, and a record that only lacks some seeds or variants gains those.
+    Otherwise (a reader changed the configuration) the experiment runs and its record goes to
+    :func:`cache_folder`, where it is found the next time.
 
     Parameters
     ----------
     name : str
-        Of the record; its file is ``chapters/results/<name>.json``.
+        Of the record; begins with the name of its notebook.
     function : callable
-        ``function(config, seed, variant)`` returns a history, or a dictionary with a history
-        under `history` and more results that JSON can hold.
+        ``function(config, seed, variant)`` trains once and returns a history, or a dictionary
+        with a history under `history`, more results that JSON can hold, and under `net` a
+        network whose parameters shall stay beside the record (4 MB, for one run at most).
     config : dict
-        Everything that decides the result, as JSON can hold it; `dataset` is its data set.
+        Everything that decides the results, as JSON can hold it. ``config['dataset']`` is the
+        data set, one of real images.
     seeds : sequence of int
     variants : sequence of str
 
@@ -123,23 +140,85 @@ def recorded(name, function, config, seeds=(0,), variants=('',)):
     -------
     dict
         With the keys name, config, dataset, seeds, variants, runs, environment, date, command.
+        Each of `runs` has variant, seed, history, seconds, environment, date and the extras.
 
     Raises
     ------
     ValueError
-        If a file by that name is not a record, or `config` names no data set of real images.
+        If the file is not a record or `config` names no data set of real images.
     """
-    config = json.loads(json.dumps(config))
+    config = json.loads(json.dumps(config))  # lists for tuples, as the file has them
     wanted = [(variant, seed) for variant in variants for seed in seeds]
-    committed = _results_folder() / f'{name}.json'
-    own = _cache_folder() / f'{name}-{_digest([config, list(seeds), list(variants)])}.json'
-    rerun = os.environ.get('D2L_EXT_RERUN') == '1'
-    known = {(run['variant'], run['seed']): run for run in _finished_runs(committed, config)}
-    if not rerun and not known.keys() >= set(wanted):
-        known = {(run['variant'], run['seed']): run for run in _finished_runs(own, config)}
-    if known.keys() >= set(wanted) and not rerun:
-        path = committed if _finished_runs(committed, config) else own
-        record = load_record(path)
-        record['runs'] = [known[key] for key in wanted]
-        return record
-    ...
+    if not wanted:
+        raise ValueError('seeds and variants must name at least one run')
+    committed = results_folder() / f'{name}.json'
+    own = cache_folder() / f'{name}-{_digest(config)}.json'
+    rerun = os.environ.get('D2L_EXT_RERUN', '') in ('1', name)
+    if not rerun:
+        for path in (committed, own):
+            runs = _runs(path, config)
+            if all(key in runs for key in wanted):
+                return {**load_record(path), 'seeds': list(seeds), 'variants': list(variants),
+                        'runs': [runs[key] for key in wanted]}
+    path = committed if rerun else own
+    dataset = dataset_facts(config.get('dataset'))
+    partial = cache_folder() / f'{own.stem}{"" if rerun else ".own"}.partial.json'
+    runs = _runs(committed, config)
+    if not rerun:
+        runs.update(_runs(own, config))
+    elif all(key in runs for key in wanted):
+        runs = {}  # a whole record is made anew, not patched
+    runs.update(_runs(partial, config))
+
+    def record():
+        kept = [runs[key] for key in wanted if key in runs]
+        return {'name': name, 'config': config, 'dataset': dataset, 'seeds': list(seeds),
+                'variants': list(variants), 'runs': kept, 'environment': kept[-1]['environment'],
+                'date': max(run['date'] for run in kept), 'command': _command(name)}
+
+    for variant, seed in wanted:
+        if (variant, seed) in runs:
+            continue
+        print(f'{name}: running {variant or "the experiment"} with seed {seed}', flush=True)
+        result = function(config, seed, variant)
+        if not isinstance(result, dict):
+            result = {'history': result}
+        net = result.pop('net', None)
+        if net is not None:
+            result['weights'] = f'{path.stem}-seed{seed}{variant and "-" + variant}.npz'
+            save_params(net, path.parent / result['weights'], dtype='float16')
+        runs[variant, seed] = {
+            'variant': variant, 'seed': seed, **result,
+            'seconds': sum(epoch['seconds'] for epoch in result['history']),
+            'environment': environment(),
+            'date': datetime.datetime.now(datetime.timezone.utc).date().isoformat()}
+        _write_json(partial, record())
+    _write_json(path, record())
+    partial.unlink(missing_ok=True)
+    return record()
+
+
+def load_weights(net, record):
+    """Set the parameters of `net` to those kept beside `record` and return the run they are from.
+
+    Raises
+    ------
+    ValueError
+        If none were kept, or they belong to another network.
+    FileNotFoundError
+        If the file is gone.
+    """
+    for run in record['runs']:
+        if 'weights' in run:
+            paths = [folder / run['weights'] for folder in (results_folder(), cache_folder())]
+            load_params(net, next((path for path in paths if path.exists()), paths[0]))
+            return run
+    raise ValueError(f"no weights were kept with the record {record['name']}")
+
+
+def final_values(record, key='test_acc'):
+    """Return {variant: array over seeds} of `key` in the last epoch of every run."""
+    values = {}
+    for run in record['runs']:
+        values.setdefault(run['variant'], []).append(run['history'][-1][key])
+    return {variant: np.array(list_) for variant, list_ in values.items()}

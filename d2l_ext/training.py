@@ -18,16 +18,18 @@ nd, gluon, autograd = mx.nd, mx.gluon, mx.autograd
 # must be rare; it is also how long a collapsed run goes on before anybody says so.
 _LOOK_EVERY = 50
 
+_ADVICE = 'Try a smaller learning rate, or go back to the last checkpoint'
+
 DEAD_START = """\
-dead start: every logit has been exactly 0 for {batches} batches, so the loss is ln {classes} = \
-{loss:.6f} and every gradient is 0. All outputs of the last ReLU went negative at once and nothing \
-can bring them back; the rest of this run will not change it. Cures: another seed, \
-net.initialize(init.MSRAPrelu(slope=0)), a smaller learning rate, or no ReLU before the last \
-pooling."""
+dead start: every logit of the last {batches} batch(es) is exactly 0, so the loss is \
+ln {classes} = {loss:.6f} and every gradient is 0. All outputs of the last ReLU went negative at \
+once and nothing can bring them back; the rest of this run will not change it. Cures: another \
+seed, net.initialize(init.MSRAPrelu(slope=0)), a smaller learning rate, or no ReLU before the \
+last pooling."""
 
 
 def _traceable(block):
-    """Return whether one graph can stand for `block`: plain sequences of hybrid blocks, no hooks."""
+    """Return whether one graph can stand for `block`: hybrid blocks in sequence, no hooks."""
     if block._forward_hooks or block._forward_pre_hooks:
         return False
     children = all(_traceable(child) for child in block._children.values())
@@ -63,7 +65,7 @@ def compiled(net, precision='float32'):
 
 
 def _seed_epoch(seed, epoch):
-    """Seed Python's, NumPy's and MXNet's generators for one epoch, which needs no other to repeat."""
+    """Seed Python's, NumPy's and MXNet's generators, so that an epoch repeats by itself."""
     nd.waitall()
     state = int(np.random.SeedSequence((seed, epoch)).generate_state(1)[0])
     random.seed(state)
@@ -91,12 +93,16 @@ def _check_batch(net, X, y, batch_size):
         check_input(net, X.shape)
 
 
-def _sums(logits, l, y):
-    """Return loss, right answers, labels out of range, and 1 if every logit is 0; no waiting."""
+def _sums(X, logits, l, y):
+    """Return what an epoch adds up, still on the device.
+
+    Loss, right answers, labels out of range, 1 if every logit is 0, and 0 or, if a pixel is no
+    finite number, NaN: a ReLU may hide those from the loss.
+    """
     y = y.astype('float32')
     outside = (y < 0) + (y >= logits.shape[1])
     return nd.concat(l.sum(), (logits.argmax(axis=1) == y).sum(), outside.sum(),
-                     logits.abs().max() == 0, dim=0)
+                     logits.abs().max() == 0, X.sum() * 0, dim=0).astype('float64')
 
 
 class _Watch:
@@ -111,14 +117,15 @@ class _Watch:
 
     def look(self, sums, batches, num_classes):
         """Return loss and right answers so far; raise on broken numbers, tell of a dead start."""
-        loss, right, outside, zero_batches = (float(s) for s in sums.asnumpy())
+        loss, right, outside, zero_batches, pixels = (float(s) for s in sums.asnumpy())
         if outside:
             raise ValueError(f'{int(outside)} labels are outside 0 to {num_classes - 1}, the '
                              f'classes that the {num_classes} outputs of the net stand for')
+        if math.isnan(pixels):
+            raise FloatingPointError(f'some images of epoch {self.epoch} hold NaN or infinity; '
+                                     'look for a division by zero where they are prepared')
         if not math.isfinite(loss):
-            raise FloatingPointError(
-                f'the loss became {loss} in epoch {self.epoch}. Try a smaller learning rate, '
-                'check that the images hold no NaN, or go back to the last checkpoint')
+            raise FloatingPointError(f'the loss became {loss} in epoch {self.epoch}. {_ADVICE}')
         new, zero = batches - self.batches, zero_batches - self.zero_batches
         if 0 < new == zero and not self.explained:
             self.explained = True
@@ -131,7 +138,7 @@ class _Watch:
 def _train_epoch(net, forward, train_iter, trainer, ctx, batch_size, watch, bar):
     """Train for one pass; return mean loss and accuracy."""
     loss_function = gluon.loss.SoftmaxCrossEntropyLoss()
-    sums, num_images, i = nd.zeros(4, ctx=ctx), 0, 0
+    sums, num_images, i = nd.zeros(5, ctx=ctx, dtype='float64'), 0, 0
     for i, (X, y) in enumerate(train_iter, 1):
         X, y = _on(ctx, X, y)
         if i == 1:
@@ -144,7 +151,7 @@ def _train_epoch(net, forward, train_iter, trainer, ctx, batch_size, watch, bar)
             l = loss_function(logits, y)
         l.backward()
         trainer.step(X.shape[0])
-        previous, sums = sums, sums + _sums(logits, l, y)
+        previous, sums = sums, sums + _sums(X, logits, l, y)
         # One batch computes while the next is prepared; more would only fill the memory.
         previous.wait_to_read()
         num_images += X.shape[0]
@@ -155,16 +162,21 @@ def _train_epoch(net, forward, train_iter, trainer, ctx, batch_size, watch, bar)
         raise ValueError('train_iter yields no batch. Is it a generator that has been used up? '
                          'Pass something that can be iterated again, such as a list')
     loss, right = watch.look(sums, i, logits.shape[1])
+    for name, param in net.collect_params().items():
+        # x * 0 is 0 for a number, but NaN for NaN and for infinity.
+        if math.isnan((param.data(ctx) * 0).sum().asscalar()):
+            raise FloatingPointError(f'{name} holds NaN or infinity after epoch {watch.epoch}. '
+                                     + _ADVICE)
     return loss / num_images, right / num_images
 
 
-def evaluate_accuracy(net, data_iter, ctx, precision='auto'):
-    """Return the fraction of images in `data_iter` that `net` classifies right.
+def predict(net, data_iter, ctx, precision='auto'):
+    """Return what `net` takes the images in `data_iter` for, and what they are.
 
     Parameters
     ----------
     net : mxnet.gluon.Block
-        Maps (batch, ...) to (batch, classes).
+        Maps (batch, ...) to logits of shape (batch, classes).
     data_iter : iterable
         Of ``(X, y)``, y of shape (batch,).
     ctx : mxnet.Context
@@ -172,37 +184,50 @@ def evaluate_accuracy(net, data_iter, ctx, precision='auto'):
     precision : {'auto', 'float32', 'bfloat16'}
         In which the layers compute.
 
+    Returns
+    -------
+    predicted, true : numpy.ndarray of int, shape (number of images,)
+
     Raises
     ------
-    FloatingPointError
-        If a logit is NaN or infinite.
     ValueError
         If `data_iter` is empty.
     """
-    return _evaluate(compiled(net, resolve_precision(precision, ctx)), data_iter, ctx)
+    return _predict(compiled(net, resolve_precision(precision, ctx)), data_iter, ctx)
 
 
-def _evaluate(forward, data_iter, ctx):
-    sums, num_images = nd.zeros(2, ctx=ctx), 0
+def _predict(forward, data_iter, ctx):
+    predicted, true = [], []
     for X, y in data_iter:
         X, y = _on(ctx, X, y)
-        logits = forward(X)
-        right = (logits.argmax(axis=1) == y.astype('float32')).sum()
-        # x - x is 0 for a number, but NaN for NaN and for infinity.
-        previous, sums = sums, sums + nd.concat(right, (logits - logits).sum(), dim=0)
-        previous.wait_to_read()
-        num_images += X.shape[0]
-    if not num_images:
-        raise ValueError('there are no images to evaluate on')
-    right, broken = (float(s) for s in sums.asnumpy())
-    if not math.isfinite(broken):
-        raise FloatingPointError('the network computes NaN or infinity for some images. Try a '
-                                 'smaller learning rate, or go back to the last checkpoint')
-    return right / num_images
+        if predicted:
+            predicted[-1].wait_to_read()  # one batch computes while the next is prepared
+        predicted.append(forward(X).argmax(axis=1))
+        true.append(y)
+    if not predicted:
+        raise ValueError('there are no images to predict')
+    return tuple(np.concatenate([array.asnumpy() for array in arrays]).astype(int)
+                 for arrays in (predicted, true))
+
+
+def evaluate_accuracy(net, data_iter, ctx, precision='auto'):
+    """Return the fraction of images in `data_iter` that `net` classifies right.
+
+    Parameters and errors are those of :func:`predict`.
+    """
+    predicted, true = predict(net, data_iter, ctx, precision)
+    return float((predicted == true).mean())
+
+
+def print_epoch(row):
+    """Print a row of a history as the section does."""
+    print('epoch %d, loss %.4f, train acc %.3f, test acc %.3f, time %.1f sec'
+          % (row['epoch'], row['loss'], row['train_acc'], row['test_acc'], row['seconds']),
+          flush=True)
 
 
 def train_ch5(net, train_iter, test_iter, batch_size, trainer, ctx, num_epochs, *,
-              precision='auto', checkpoint=None, resume=False, seed=None):
+              precision='auto', checkpoint=None, resume=False, seed=None, report=print_epoch):
     """Train a classifier, printing a line an epoch as section 7.3 does.
 
     Parameters
@@ -210,8 +235,8 @@ def train_ch5(net, train_iter, test_iter, batch_size, trainer, ctx, num_epochs, 
     net : mxnet.gluon.Block
         Initialized on `ctx`; maps `X` to logits of shape (batch, classes).
     train_iter, test_iter : iterable
-        Of ``(X, y)``: X of shape (batch, channels, height, width), y whole numbers from 0 of
-        shape (batch,). Iterated once an epoch: a list, a Gluon ``DataLoader`` or what
+        Of ``(X, y)``: X float32 of shape (batch, channels, height, width), y whole numbers from
+        0 of shape (batch,). Iterated once an epoch: a list, a Gluon ``DataLoader`` or what
         ``load_data_fashion_mnist`` returns.
     batch_size : int
         Images in a full batch. Each step divides by the number of images it really had.
@@ -233,6 +258,8 @@ def train_ch5(net, train_iter, test_iter, batch_size, trainer, ctx, num_epochs, 
         From which every epoch seeds Python's, NumPy's and MXNet's generators (and so order,
         dropout, and parameters whose initialization is deferred). Drawn from NumPy's generator
         if left out.
+    report : callable
+        Called with the row of each new epoch.
 
     Returns
     -------
@@ -246,30 +273,30 @@ def train_ch5(net, train_iter, test_iter, batch_size, trainer, ctx, num_epochs, 
         If an argument is out of range, the data do not fit the net, or the checkpoint belongs
         to another network.
     FloatingPointError
-        If the loss or a prediction stops being a finite number.
+        If an image, the loss or a parameter is no finite number.
     OSError
         If the checkpoint cannot be written.
     """
     batch_size = check_int('batch_size', batch_size, 1)
     num_epochs = check_int('num_epochs', num_epochs, 0)
-    if resume and checkpoint is None:
-        raise ValueError('resume=True needs checkpoint=, the file to go on from')
-    history = []
     if seed is not None:
         seed = check_int('seed', seed, 0, 2**32 - 1)
+    if resume and checkpoint is None:
+        raise ValueError('resume=True needs checkpoint=, the file to go on from')
+    forward = compiled(net, resolve_precision(precision, ctx))
+    print('training on', ctx)
+    if threads_note():
+        print(threads_note())
+    history = []
     if resume and os.path.exists(checkpoint):
         history, kept_seed = load_checkpoint(checkpoint, net, trainer, ctx)
         if seed not in (None, kept_seed):
             raise ValueError(f'{checkpoint} was made with seed={kept_seed}, not {seed}; leave '
                              'seed out or pass another checkpoint')
         seed = kept_seed
-        print(f'going on after epoch {len(history)} of {checkpoint}')
+        print(f'going on after epoch {len(history)}, from {checkpoint}')
     elif seed is None:
         seed = int(np.random.randint(2**31))
-    forward = compiled(net, resolve_precision(precision, ctx))
-    print('training on', ctx)
-    if threads_note():
-        print(threads_note())
     watch = _Watch()
     num_images = len(train_iter) * batch_size if hasattr(train_iter, '__len__') else None
     for epoch in range(len(history) + 1, num_epochs + 1):
@@ -279,12 +306,11 @@ def train_ch5(net, train_iter, test_iter, batch_size, trainer, ctx, num_epochs, 
         with progress_bar(num_images, ' images', f'epoch {epoch} of {num_epochs}') as bar:
             loss, train_acc = _train_epoch(net, forward, train_iter, trainer, ctx, batch_size,
                                            watch, bar)
-        test_acc = _evaluate(forward, test_iter, ctx)
-        seconds = time.time() - start
+        predicted, true = _predict(forward, test_iter, ctx)
         history.append({'epoch': epoch, 'loss': loss, 'train_acc': train_acc,
-                        'test_acc': test_acc, 'seconds': seconds})
-        print('epoch %d, loss %.4f, train acc %.3f, test acc %.3f, time %.1f sec'
-              % (epoch, loss, train_acc, test_acc, seconds), flush=True)
+                        'test_acc': float((predicted == true).mean()),
+                        'seconds': time.time() - start})
         if checkpoint is not None:
             save_checkpoint(checkpoint, net, trainer, history, seed)
+        report(history[-1])
     return history

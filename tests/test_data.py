@@ -1,0 +1,513 @@
+"""Reading, finding and downloading the archives, and the batches made of them."""
+import collections
+import functools
+import gzip
+import http.server
+import io
+import os
+import pathlib
+import threading
+import urllib.parse
+
+import numpy as np
+import pytest
+import tqdm
+from conftest import idx, write_archives
+
+import d2l_ext
+from d2l_ext import data
+from d2l_ext.data import Batches
+from d2l_ext.devices import mx
+
+CPU = mx.cpu()
+TRAIN_IMAGES, TRAIN_LABELS, TEST_IMAGES, TEST_LABELS = data.FASHION_MNIST_MD5
+REAL = pathlib.Path(os.environ.get('D2L_EXT_DATA', '')) / 'fashion-mnist'
+
+
+@pytest.fixture(autouse=True)
+def offline(isolated, monkeypatch):
+    """No mirror answers; nothing but what a test puts there is found."""
+    monkeypatch.setattr(data, 'FASHION_MNIST_MIRRORS', ('http://127.0.0.1:9/',))
+    for name in ('NO_PROXY', 'no_proxy'):
+        monkeypatch.setenv(name, '127.0.0.1')
+
+
+@pytest.fixture
+def published(isolated, monkeypatch):
+    """A folder of small archives that count as the published ones."""
+    folder = isolated / 'published'
+    monkeypatch.setattr(data, 'FASHION_MNIST_MD5', write_archives(folder))
+    return folder
+
+
+def content(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def copy(source, target):
+    target.mkdir(parents=True)
+    for name, archive in content(source).items():
+        (target / name).write_bytes(archive)
+    return target
+
+
+def mxnet_cache(root):
+    return root / 'mxnet' / 'datasets' / 'fashion-mnist'
+
+
+# --- reading ---
+
+@pytest.mark.parametrize('as_type', [str, pathlib.Path])
+def test_root(published, as_type):
+    train, test = d2l_ext.load_data_fashion_mnist(8, root=as_type(published), ctx=CPU)
+    assert train.images.shape == (20, 28, 28) and test.images.shape == (8, 28, 28)
+    raw = gzip.decompress((published / TEST_IMAGES).read_bytes())
+    assert test.images.tobytes() == raw[16:]
+    assert list(test.labels) == list(range(8)) and list(train.labels) == 2 * list(range(10))
+    assert (train.shuffle, test.shuffle) == (True, False)
+    assert train.name == test.name == 'Fashion-MNIST'
+    assert train.classes == data.FASHION_MNIST_CLASSES
+
+
+def test_archives_that_are_not_the_published_ones(isolated):
+    write_archives(isolated / 'own')
+    with pytest.raises(ValueError, match=f'{TRAIN_IMAGES} is not the published archive'):
+        d2l_ext.load_data_fashion_mnist(8, root=isolated / 'own')
+    train, _ = d2l_ext.load_data_fashion_mnist(8, root=isolated / 'own', verify=False, ctx=CPU)
+    assert len(train.images) == 20
+
+
+PIXELS = np.zeros((20, 28, 28), np.uint8)
+DAMAGE = {
+    'empty': lambda good: b'',
+    'cut off in the header': lambda good: good[:12],
+    'cut off': lambda good: good[:len(good) // 2],
+    'without its last byte': lambda good: good[:-1],
+    'one bit flipped': lambda good: good[:500] + bytes([good[500] ^ 1]) + good[501:],
+    'no archive': lambda good: b'<html>404 Not Found</html>',
+    'not gzipped': gzip.decompress,
+    'labels': lambda good: idx(np.zeros(20, np.uint8)),
+    'another type': lambda good: idx(PIXELS, kind=13),
+    'announcing too much': lambda good: idx(PIXELS, (21, 28, 28)),
+    'announcing too little': lambda good: idx(PIXELS, (19, 28, 28)),
+    'announcing more than memory': lambda good: idx(PIXELS, (2**32 - 1, 2**32 - 1, 2**32 - 1)),
+    'of another size': lambda good: idx(PIXELS[:, :14], (20, 14, 28)),
+    'with too few images': lambda good: idx(PIXELS[:19]),
+    'without images': lambda good: idx(PIXELS[:0]),
+}
+
+
+@pytest.mark.parametrize('verify', [True, False])
+@pytest.mark.parametrize('damage', DAMAGE.values(), ids=DAMAGE)
+def test_damaged_images(published, damage, verify):
+    path = published / TRAIN_IMAGES
+    path.write_bytes(damage(path.read_bytes()))
+    before = content(published)
+    with pytest.raises(ValueError, match=TRAIN_IMAGES if verify else str(published)):
+        d2l_ext.load_data_fashion_mnist(8, root=published, verify=verify)
+    assert content(published) == before
+
+
+@pytest.mark.parametrize('verify', [True, False])
+@pytest.mark.parametrize('labels', [[0] * 19, [0] * 19 + [10], [[0] * 20]])
+def test_damaged_labels(published, labels, verify):
+    (published / TRAIN_LABELS).write_bytes(idx(np.array(labels, np.uint8)))
+    before = content(published)
+    with pytest.raises(ValueError, match=TRAIN_LABELS if verify else 'label|1 dimension'):
+        d2l_ext.load_data_fashion_mnist(8, root=published, verify=verify)
+    assert content(published) == before
+
+
+@pytest.mark.parametrize('pair', [(TRAIN_IMAGES, TEST_IMAGES), (TRAIN_LABELS, TEST_LABELS),
+                                  (TEST_IMAGES, TEST_LABELS)])
+def test_swapped_archives(published, pair):
+    one, other = (published / name for name in pair)
+    first = one.read_bytes()
+    one.write_bytes(other.read_bytes())
+    other.write_bytes(first)
+    before = content(published)
+    with pytest.raises(ValueError, match=f'{pair[0]} is not the published archive'):
+        d2l_ext.load_data_fashion_mnist(8, root=published)
+    assert content(published) == before
+
+
+@pytest.mark.parametrize('name', data.FASHION_MNIST_MD5)
+def test_root_is_the_only_place_searched(isolated, published, monkeypatch, name):
+    copy(published, isolated / 'data' / 'fashion-mnist')
+    copy(published, mxnet_cache(isolated))
+    monkeypatch.setenv('D2L_EXT_DATA', str(isolated / 'data'))
+    root = copy(published, isolated / 'root')
+    (root / name).unlink()
+    with pytest.raises(FileNotFoundError, match=str(root / name)):
+        d2l_ext.load_data_fashion_mnist(8, root=root)
+    assert len(content(root)) == 3
+
+
+@pytest.mark.skipif(not (REAL / TRAIN_IMAGES).is_file(),
+                    reason='D2L_EXT_DATA names no folder with fashion-mnist/ in it')
+def test_the_real_archives():
+    train, test = d2l_ext.load_data_fashion_mnist(128, resize=32, root=REAL, ctx=CPU)
+    assert np.bincount(train.labels).tolist() == [6000] * 10
+    assert np.bincount(test.labels).tolist() == [1000] * 10
+    assert data.dataset_facts('Fashion-MNIST')['train_images'] == len(train.images)
+    assert data.dataset_facts('Fashion-MNIST')['test_images'] == len(test.images)
+    names = d2l_ext.get_fashion_mnist_labels(test.labels[:3])
+    assert names == ['ankle boot', 'pullover', 'trouser']
+    # Known mean and standard deviation of the training pixels.
+    assert train.images.mean() / 255 == pytest.approx(0.2860, abs=1e-4)
+    assert train.images.std() / 255 == pytest.approx(0.3530, abs=1e-4)
+    X, y = next(iter(train))
+    assert X.shape == (128, 1, 32, 32) and y.shape == (128,)
+
+
+# --- finding ---
+
+def test_search_order(isolated, published, monkeypatch):
+    def first_label():
+        return d2l_ext.load_data_fashion_mnist(8, ctx=CPU)[1].labels[0]
+
+    copy(published, mxnet_cache(isolated))
+    assert first_label() == 0
+    monkeypatch.setenv('D2L_EXT_DATA', str(isolated / 'data'))
+    assert first_label() == 0  # nothing there
+    sums = write_archives(isolated / 'data' / 'fashion-mnist', seed=3)
+    with pytest.raises(ValueError, match='data.fashion-mnist.* is not the published archive'):
+        first_label()  # the reader's own folder is not passed over in silence
+    monkeypatch.setattr(data, 'FASHION_MNIST_MD5', sums)
+    assert first_label() == 3
+
+
+def test_damaged_archives_of_the_readers_are_no_reason_to_fall_back(isolated, published,
+                                                                    monkeypatch):
+    folder = copy(published, isolated / 'data' / 'fashion-mnist')
+    (folder / TEST_IMAGES).write_bytes(b'no')
+    before = content(folder)
+    monkeypatch.setenv('D2L_EXT_DATA', str(isolated / 'data'))
+    with pytest.raises(ValueError, match=TEST_IMAGES):
+        d2l_ext.load_data(8)
+    assert content(folder) == before
+
+
+# --- downloading ---
+
+class Mirrors:
+    """A web server on this machine; `paths` are those that were asked for."""
+
+    def __init__(self, folder):
+        self.folder, self.paths = folder, paths = folder, []
+
+        class Handler(http.server.SimpleHTTPRequestHandler):
+            def log_request(self, *args):
+                paths.append(self.path)
+
+            def log_message(self, *args):  # else it prints
+                pass
+
+        self.server = http.server.ThreadingHTTPServer(
+            ('127.0.0.1', 0), functools.partial(Handler, directory=str(folder)))
+        threading.Thread(target=self.server.serve_forever, args=(0.01,), daemon=True).start()
+
+    def url(self, name):
+        return f'http://127.0.0.1:{self.server.server_address[1]}/{urllib.parse.quote(name)}/'
+
+
+@pytest.fixture
+def mirrors(isolated):
+    mirrors = Mirrors(isolated)
+    yield mirrors
+    mirrors.server.shutdown()
+    mirrors.server.server_close()
+
+
+@pytest.mark.parametrize('place', ['MXNet cache', 'D2L_EXT_DATA'])
+@pytest.mark.parametrize('first', ['missing', 'wrong', 'cut off'])
+def test_download_from_the_second_mirror(isolated, published, mirrors, monkeypatch, capfd, first,
+                                         place):
+    write_archives(isolated / 'wrong', seed=5)
+    for name, archive in content(copy(published, isolated / 'cut off')).items():
+        (isolated / 'cut off' / name).write_bytes(archive[:-20])
+    monkeypatch.setattr(data, 'FASHION_MNIST_MIRRORS',
+                        (mirrors.url(first), mirrors.url('published')))
+    folder = mxnet_cache(isolated)
+    if place == 'D2L_EXT_DATA':
+        monkeypatch.setenv('D2L_EXT_DATA', str(isolated / 'data'))
+        folder = isolated / 'data' / 'fashion-mnist'
+    train, _ = d2l_ext.load_data_fashion_mnist(8, ctx=CPU)
+    assert len(train.images) == 20
+    assert content(folder) == content(published)  # and no temporary file
+    assert [path.split('/')[1] for path in mirrors.paths if TEST_LABELS in path] == [
+        urllib.parse.quote(first), 'published']
+    assert capfd.readouterr() == ('', '')  # the progress bar is for terminals and notebooks
+    del mirrors.paths[:]
+    d2l_ext.load_data_fashion_mnist(8, ctx=CPU)
+    assert mirrors.paths == []
+
+
+@pytest.mark.parametrize('missing', [set(), {TRAIN_LABELS}])
+def test_download_of_what_the_cache_lacks(isolated, published, mirrors, monkeypatch, missing):
+    folder = copy(published, mxnet_cache(isolated))
+    (folder / TEST_IMAGES).write_bytes(b'cut off')
+    for name in missing:
+        (folder / name).unlink()
+    monkeypatch.setattr(data, 'FASHION_MNIST_MIRRORS', (mirrors.url('published'),))
+    d2l_ext.load_data_fashion_mnist(8, ctx=CPU)
+    assert content(folder) == content(published)
+    assert {path.split('/')[-1] for path in mirrors.paths} == {TEST_IMAGES, *missing}
+
+
+def test_progress_bar_of_a_download(published, mirrors, monkeypatch):
+    bars = []
+
+    def bar(total, unit, description):
+        bars.append(tqdm.tqdm(total=total, unit=unit, desc=description, file=io.StringIO()))
+        return bars[-1]
+
+    monkeypatch.setattr(data, 'progress_bar', bar)
+    monkeypatch.setattr(data, 'FASHION_MNIST_MIRRORS', (mirrors.url('published'),))
+    d2l_ext.load_data_fashion_mnist(8, ctx=CPU)
+    assert [bar.desc.rstrip(': ') for bar in bars] == list(data.FASHION_MNIST_MD5)
+    sizes = [len(content(published)[name]) for name in data.FASHION_MNIST_MD5]
+    assert [(bar.total, bar.n) for bar in bars] == list(zip(sizes, sizes))
+
+
+def test_wrong_bytes_are_not_kept(isolated, published, mirrors, monkeypatch):
+    write_archives(isolated / 'wrong', seed=5)
+    urls = mirrors.url('missing'), mirrors.url('wrong'), 'http://127.0.0.1:9/'
+    monkeypatch.setattr(data, 'FASHION_MNIST_MIRRORS', urls)
+    with pytest.raises(OSError) as caught:
+        d2l_ext.load_data_fashion_mnist(8)
+    message = str(caught.value)
+    assert f'{TRAIN_IMAGES} could not be downloaded' in message
+    for url, reason in zip(urls, ('HTTPError', 'ValueError', 'Connect')):
+        assert f'{url}: {reason}' in message
+    for advice in (str(mxnet_cache(isolated)), 'D2L_EXT_DATA', 'load_data_digits()',
+                   'Connect to the network'):
+        assert advice in message
+    assert list(mxnet_cache(isolated).iterdir()) == []
+
+
+def test_a_file_where_the_folder_should_be(isolated, published, mirrors, monkeypatch, capsys):
+    (isolated / 'data').mkdir()
+    (isolated / 'data' / 'fashion-mnist').write_bytes(b'mine')
+    monkeypatch.setenv('D2L_EXT_DATA', str(isolated / 'data'))
+    monkeypatch.setattr(data, 'FASHION_MNIST_MIRRORS', (mirrors.url('published'),))
+    with pytest.raises(OSError, match='fashion-mnist'):
+        d2l_ext.load_data_fashion_mnist(8)
+    assert (isolated / 'data' / 'fashion-mnist').read_bytes() == b'mine'
+    assert mirrors.paths == []
+    assert d2l_ext.load_data(8, ctx=CPU)[0].name == "scikit-learn's digits"
+
+
+def test_a_folder_without_write_permission(isolated, published, mirrors, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise PermissionError(13, 'Permission denied')
+
+    monkeypatch.setattr(data.pooch.core, 'temporary_file', refuse)  # root may write anywhere
+    monkeypatch.setattr(data, 'FASHION_MNIST_MIRRORS', (mirrors.url('published'),) * 2)
+    with pytest.raises(PermissionError):
+        d2l_ext.load_data_fashion_mnist(8)
+
+
+def test_a_full_disk(isolated, published, mirrors, monkeypatch):
+    resource = pytest.importorskip('resource')
+    monkeypatch.setattr(data, 'FASHION_MNIST_MIRRORS', (mirrors.url('published'),) * 2)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (3000, hard))  # Python ignores SIGXFSZ
+    try:
+        with pytest.raises(OSError, match='too large'):
+            d2l_ext.load_data_fashion_mnist(8)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert len(mirrors.paths) == 1  # another mirror would not help
+    assert list(mxnet_cache(isolated).iterdir()) == []
+
+
+def test_load_data_falls_back_and_says_so(published, capsys):
+    train, test = d2l_ext.load_data(32, resize=12, ctx=CPU)
+    assert train.name == "scikit-learn's digits" and train.classes == tuple('0123456789')
+    assert next(iter(test))[0].shape == (32, 1, 12, 12)
+    assert capsys.readouterr().out == (
+        f'Fashion-MNIST is not on this machine and {TRAIN_IMAGES} could not be downloaded. '
+        "Going on with the small embedded set, scikit-learn's digits: expect other pictures and "
+        'other numbers.\n')
+
+
+def test_load_data_says_nothing_when_it_has_fashion_mnist(isolated, published, capsys):
+    copy(published, mxnet_cache(isolated))
+    assert d2l_ext.load_data(8, ctx=CPU)[0].name == 'Fashion-MNIST'
+    assert capsys.readouterr().out == ''
+
+
+# --- batches ---
+
+def batches(number=20, batch_size=8, size=(6, 6), **arguments):
+    """Image i has the value i everywhere, and the label i."""
+    images = np.broadcast_to(np.arange(number, dtype=np.uint8)[:, None, None], (number, *size))
+    return Batches(images, np.arange(number), batch_size, ctx=CPU, **arguments)
+
+
+def order(data_iter):
+    return [int(label) for _, y in data_iter for label in y.asnumpy()]
+
+
+@pytest.mark.parametrize('shuffle', [False, True])
+def test_batches(shuffle):
+    pairs = list(batches(shuffle=shuffle, max_value=50))
+    assert [X.shape for X, _ in pairs] == [(8, 1, 6, 6), (8, 1, 6, 6), (4, 1, 6, 6)]
+    assert [y.shape for _, y in pairs] == [(8,), (8,), (4,)]
+    assert len(batches()) == 3 and len(batches(batch_size=10)) == 2 == len(batches(16, 8))
+    for X, y in pairs:
+        assert X.dtype == np.float32 and y.dtype == np.int32
+        assert X.context == y.context == CPU
+        expected = y.asnumpy().astype(np.float32)[:, None, None, None] / 50 * np.ones((1, 1, 6, 6))
+        np.testing.assert_allclose(X.asnumpy(), expected, rtol=1e-6)
+
+
+def test_values_run_from_0_to_1():
+    X, _ = next(iter(batches(256, 256)))
+    assert X.min().asscalar() == 0 and X.max().asscalar() == 1
+
+
+def test_batches_keep_their_order_unless_shuffled():
+    ordered = batches()
+    assert order(ordered) == order(ordered) == list(range(20))
+
+
+def test_every_pass_has_a_new_order_that_a_seed_repeats():
+    shuffled = batches(shuffle=True)
+    np.random.seed(5)
+    first, second = order(shuffled), order(shuffled)
+    assert sorted(first) == sorted(second) == list(range(20))
+    assert first != second and list(range(20)) not in (first, second)
+    np.random.seed(5)
+    assert [order(shuffled), order(batches(shuffle=True))] == [first, second]
+    np.random.seed(6)
+    assert order(shuffled) != first
+
+
+def test_batches_may_be_abandoned_early():
+    shuffled = batches(shuffle=True)
+    for _ in range(3):
+        next(iter(shuffled))
+    passes = iter(shuffled), iter(shuffled)
+    next(passes[0])
+    assert len(list(passes[0])) == 2 and len(list(passes[1])) == 3
+    assert sorted(order(shuffled)) == list(range(20))
+
+
+def test_take():
+    taken = batches(shuffle=True, max_value=50, resize=12, name='n', classes='a' * 20).take(5)
+    assert sorted(order(taken)) == [0, 1, 2, 3, 4] and len(taken) == 1
+    assert (taken.batch_size, taken.shuffle, taken.resize, taken.max_value) == (5, True, 12, 50)
+    assert (taken.name, taken.classes, taken.ctx) == ('n', ('a',) * 20, CPU)
+    assert len(batches().take(20)) == 3 and len(batches().take(9)) == 2
+    for number in (0, 21, 2.5):
+        with pytest.raises(ValueError, match='number must be a whole number from 1 to 20'):
+            batches().take(number)
+
+
+@pytest.mark.parametrize('size, resize, expected', [
+    ((6, 6), 9, (9, 9)), ((6, 6), 6, (6, 6)), ((6, 6), 4, (4, 4)), ((6, 6), None, (6, 6)),
+    ((6, 4), None, (6, 4)), ((6, 4), 6, (6, 6)), ((4, 6), 4, (4, 4)), ((6, 4), 9, (9, 9)),
+])
+def test_sizes(size, resize, expected):
+    X, _ = next(iter(batches(size=size, resize=resize)))
+    assert X.shape == (8, 1, *expected)
+
+
+@pytest.mark.parametrize('resize', [224, 96, 56, 41, 20])
+def test_resize_agrees_with_the_transform_of_the_book(resize):
+    image = np.random.RandomState(0).randint(0, 256, (1, 28, 28)).astype(np.uint8)
+    X, _ = next(iter(Batches(image, np.zeros(1, int), 1, resize, ctx=CPU)))
+    transform = mx.gluon.data.vision.transforms.Resize(resize)
+    expected = transform(mx.nd.array(image[0, :, :, None], dtype='uint8')).asnumpy()[..., 0]
+    error = np.abs(X.asnumpy()[0, 0] * 255 - expected)
+    assert error.max() <= 1.5  # OpenCV rounds, to whole numbers
+    assert error.mean() < 0.4
+
+
+@pytest.mark.parametrize('name, value', [
+    *[('batch_size', value) for value in (0, -1, 21, 2.5, True, '8', None)],
+    *[('resize', value) for value in (0, -1, 2.5, '28', (28, 28))],
+])
+def test_arguments_out_of_range(published, name, value):
+    arguments = {'batch_size': 8, name: value}
+    with pytest.raises(ValueError, match=f'{name} must be a whole number'):
+        batches(**arguments)
+    with pytest.raises(ValueError, match=f'{name} must be a whole number'):
+        d2l_ext.load_data_fashion_mnist(**arguments, root=published)
+
+
+def test_numpy_integers_are_whole_numbers(published):
+    train, test = d2l_ext.load_data_fashion_mnist(np.int64(10), np.int32(30), published, ctx=CPU)
+    assert next(iter(train))[0].shape == (10, 1, 30, 30)
+    assert next(iter(test))[0].shape == (8, 1, 30, 30)  # a small test set makes one batch
+
+
+@pytest.mark.parametrize('images, labels, message', [
+    (np.zeros((4, 6), np.uint8), np.zeros(4, int), r'images must be uint8 of shape .*\(4, 6\)'),
+    (np.zeros((4, 1, 6, 6), np.uint8), np.zeros(4, int), r'not uint8 of shape \(4, 1, 6, 6\)'),
+    (np.zeros((4, 6, 6)), np.zeros(4, int), 'not float64 of shape'),
+    (np.zeros((4, 6, 6), np.uint8), np.zeros(3, int), r'4 images need as many labels, not \(3,\)'),
+    (np.zeros((4, 6, 6), np.uint8), np.zeros((4, 1), int), '4 images need as many labels'),
+    (np.zeros((4, 6, 6), np.uint8), np.array([0, 1, 2, 3]), 'from 0 to 2, but .* from 0 to 3'),
+    (np.zeros((4, 6, 6), np.uint8), np.array([0, 1, -1, 2]), 'from 0 to 2, but .* from -1 to 2'),
+])
+def test_arrays_that_do_not_fit(images, labels, message):
+    with pytest.raises(ValueError, match=message):
+        Batches(images, labels, 1, classes='abc')
+
+
+# --- digits and names ---
+
+def test_digits():
+    from sklearn.datasets import load_digits
+    train, test = d2l_ext.load_data_digits(64, ctx=CPU)
+    assert train.images.shape == (1437, 8, 8) and test.images.shape == (360, 8, 8)
+    assert (len(train), len(test)) == (23, 6)
+    assert (train.shuffle, test.shuffle) == (True, False)
+    X = next(iter(train))[0]
+    assert X.shape == (64, 1, 8, 8) and X.min().asscalar() == 0 and X.max().asscalar() == 1
+    share = np.bincount(test.labels) - np.bincount(load_digits().target) * 360 / 1797
+    assert np.abs(share).max() < 1  # each class in proportion
+    # Together the two are the whole set, no image in both.
+    both = [*zip(train.images, train.labels), *zip(test.images, test.labels)]
+    digits = zip(load_digits().images.astype(np.uint8), load_digits().target)
+    assert collections.Counter((image.tobytes(), int(label)) for image, label in both) == (
+        collections.Counter((image.tobytes(), int(label)) for image, label in digits))
+
+
+def test_digits_are_always_split_alike():
+    splits = []
+    for seed in (0, 1):
+        np.random.seed(seed)
+        splits.append(d2l_ext.load_data_digits(64, ctx=CPU))
+    for one, other in zip(*splits):
+        assert np.array_equal(one.images, other.images) and np.array_equal(one.labels, other.labels)
+
+
+def test_digits_with_a_bad_batch_size():
+    for batch_size in (0, 1438):
+        with pytest.raises(ValueError, match='batch_size must be a whole number'):
+            d2l_ext.load_data_digits(batch_size)
+
+
+@pytest.mark.parametrize('kind', [list, np.array, mx.nd.array, lambda a: np.array(a, np.uint8)])
+def test_class_names(kind):
+    assert d2l_ext.get_fashion_mnist_labels(kind([9, 0, 6])) == ['ankle boot', 't-shirt', 'shirt']
+    assert len(set(d2l_ext.get_fashion_mnist_labels(range(10)))) == 10
+
+
+@pytest.mark.parametrize('label', [10, -1])
+def test_class_names_out_of_range(label):
+    with pytest.raises(ValueError, match=f'from 0 to 9, not {label}'):
+        d2l_ext.get_fashion_mnist_labels([0, label])
+
+
+def test_dataset_facts():
+    facts = data.dataset_facts('Fashion-MNIST')
+    assert facts == {'name': 'Fashion-MNIST', 'train_images': 60000, 'test_images': 10000,
+                     'md5': data.FASHION_MNIST_MD5}
+    for name in ("scikit-learn's digits", 'digits', None):
+        with pytest.raises(ValueError, match="records are made on 'Fashion-MNIST' only"):
+            data.dataset_facts(name)

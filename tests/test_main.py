@@ -1,0 +1,114 @@
+"""The command line: python -m d2l_ext."""
+import os
+import re
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from d2l_ext import __main__ as command_line
+from d2l_ext import data
+
+SMALL = ['--dataset', 'digits', '--images', '60', '--resize', '67', '--epochs', '2']
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv('D2L_EXT_CACHE', str(tmp_path / 'cache'))
+
+
+def test_prints_the_setting_and_the_table(capsys):
+    assert command_line.main(SMALL) == 0
+    out = capsys.readouterr().out
+    for expected in ('device     cpu(0)', 'threads', 'precision', '60 training and 12 test images',
+                     'resized to 67x67', 'reduced setting', '--full', 'time       about'):
+        assert expected in out
+    rows = [line.split() for line in out.splitlines() if re.match(r'\s+\d  ', line)]
+    assert [row[0] for row in rows] == ['1', '2']
+    assert [row[2:7:2] for row in rows] == [['2.2627', '0.154', '0.362'],
+                                            ['1.6522', '0.381', '0.578']]
+
+
+def test_books_own_five_epochs():
+    assert command_line.BOOK == (
+        (2.2627, .154, .362), (1.6522, .381, .578), (1.8721, .296, .360), (1.3249, .481, .529),
+        (1.1868, .532, .544))
+
+
+def test_full_is_the_books_setting():
+    args = command_line.parse_args(['--full'])
+    assert (args.images, args.resize, args.batch_size, args.lr, args.init, args.epochs) == (
+        None, 224, 128, 0.1, 'xavier', 5)
+
+
+def test_options_win_over_the_setting():
+    args = command_line.parse_args(['--full', '--lr', '0.02', '--init', 'he'])
+    assert (args.lr, args.init, args.resize) == (0.02, 'he', 224)
+
+
+def test_a_seed_repeats_a_run_and_resume_goes_on(capsys):
+    def losses():
+        return re.findall(r'^ +\d +(\d\.\d{4})', capsys.readouterr().out, re.M)
+
+    command_line.main([*SMALL, '--epochs', '3'])
+    whole = losses()
+    command_line.main([*SMALL, '--epochs', '1'])
+    assert losses() == whole[:1]
+    command_line.main([*SMALL, '--epochs', '3', '--resume'])
+    assert losses() == whole[1:]
+    command_line.main([*SMALL, '--seed', '1'])
+    assert losses() != whole[:2]
+
+
+@pytest.mark.parametrize('arguments, message', [
+    (['--resize', '66'], 'cannot take the shape'), (['--batch-size', '0'], 'batch_size'),
+    (['--images', '0'], 'number'), (['--epochs', '-1'], 'num_epochs'), (['--seed', '-1'], 'seed'),
+])
+def test_wrong_values_end_with_one_line(arguments, message, capsys):
+    assert command_line.main([*SMALL, *arguments]) == 1
+    err = capsys.readouterr().err
+    assert err.startswith('error: ') and message in err and 'Traceback' not in err
+
+
+@pytest.mark.parametrize('arguments', [['--lr', '0'], ['--lr', 'nan'], ['--init', 'zero'],
+                                       ['--dataset', 'mnist'], ['--epochs', 'x']])
+def test_wrong_options_show_the_usage(arguments, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        command_line.main(arguments)
+    assert exit_.value.code == 2
+    assert f'error: {"argument " if arguments[0] != "--lr" else ""}{arguments[0]}' in \
+        capsys.readouterr().err
+
+
+def test_falls_back_to_the_digits_and_says_so(capsys, monkeypatch):
+    def nowhere():
+        raise OSError('Fashion-MNIST is not on this machine:\nfailures')
+    monkeypatch.setattr(data, '_find_fashion_mnist', nowhere)
+    assert command_line.main([*SMALL[2:], '--epochs', '1']) == 0
+    out = capsys.readouterr().out
+    assert "Fashion-MNIST is not on this machine. Going on with the small embedded set" in out
+    assert "data       scikit-learn's digits" in out
+
+
+def test_ctrl_c_keeps_the_checkpoint_and_says_how_to_go_on(tmp_path):
+    path = tmp_path / 'kept.npz'
+    process = subprocess.Popen(
+        [sys.executable, '-m', 'd2l_ext', *SMALL, '--epochs', '1000', '--checkpoint', str(path)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, 'PYTHONUNBUFFERED': '1'})
+    for line in process.stdout:
+        if re.match(r' +2 ', line):
+            break
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert f'{path}; the same command with --resume goes on' in out
+    assert 'Traceback' not in err and path.exists()
+
+
+def test_help_is_for_beginners(capsys):
+    with pytest.raises(SystemExit):
+        command_line.main(['--help'])
+    out = ' '.join(capsys.readouterr().out.split())
+    assert 'Examples' in out and 'learning rate' in out and 'default' in out

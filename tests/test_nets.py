@@ -1,0 +1,102 @@
+"""The networks: shapes and parameters as section 7.3 prints them, and clear errors."""
+import pytest
+
+from d2l_ext import nin, nin_block
+from d2l_ext.devices import mx
+from d2l_ext.nets import check_input
+
+nn = mx.gluon.nn
+
+SECTION_SHAPES = [(1, 96, 54, 54), (1, 96, 26, 26), (1, 256, 26, 26), (1, 256, 12, 12),
+                  (1, 384, 12, 12), (1, 384, 5, 5), (1, 384, 5, 5), (1, 10, 5, 5), (1, 10, 1, 1),
+                  (1, 10)]
+
+
+def num_params(net):
+    return sum(param.data().size for param in net.collect_params().values())
+
+
+def test_nin_layer_by_layer():
+    net = nin()
+    net.initialize()
+    X, shapes = mx.nd.zeros((1, 1, 224, 224)), []
+    for layer in net:
+        X = layer(X)
+        shapes.append(X.shape)
+    assert shapes == SECTION_SHAPES
+    assert num_params(net) == 1_992_166
+
+
+@pytest.mark.parametrize('num_one_by_one, convolutions', [(0, 1), (1, 2), (2, 3), (3, 4)])
+def test_nin_block_has_the_layers_asked_for(num_one_by_one, convolutions):
+    block = nin_block(8, 3, 1, 1, num_one_by_one)
+    assert [layer._kwargs['kernel'] for layer in block] == [(3, 3)] + [(1, 1)] * num_one_by_one
+    block.initialize()
+    assert block(mx.nd.zeros((2, 5, 7, 7))).shape == (2, 8, 7, 7)
+    assert num_params(block) == 8 * 5 * 9 + 8 + (convolutions - 1) * (8 * 8 + 8)
+
+
+def test_every_convolution_ends_in_a_relu():
+    block = nin_block(4, 3, 1, 1)
+    block.initialize(mx.init.Normal(1))
+    X = mx.nd.random.normal(shape=(2, 3, 6, 6))
+    for layer in block:
+        X = layer(X)
+        assert X.min().asscalar() == 0 and X.max().asscalar() > 0
+
+
+def test_a_one_by_one_convolution_is_a_dense_layer_at_every_pixel():
+    convolution = nin_block(6, 1, 1, 0, num_one_by_one=0)
+    dense = nn.Dense(6, activation='relu', flatten=False)
+    for layer in (convolution, dense):
+        layer.initialize(mx.init.Normal(1))
+    X = mx.nd.random.normal(shape=(2, 4, 3, 3))
+    out = convolution(X)
+    dense(X.transpose((0, 2, 3, 1)))
+    dense.weight.set_data(convolution[0].weight.data().reshape((6, 4)))
+    dense.bias.set_data(convolution[0].bias.data())
+    same = dense(X.transpose((0, 2, 3, 1))).transpose((0, 3, 1, 2))
+    assert abs(out - same).max().asscalar() < 1e-5
+
+
+@pytest.mark.parametrize('arguments, name', [
+    ((0, 3, 1, 1), 'num_channels'), ((-1, 3, 1, 1), 'num_channels'),
+    ((2.5, 3, 1, 1), 'num_channels'), (('8', 3, 1, 1), 'num_channels'),
+    ((True, 3, 1, 1), 'num_channels'),
+    ((8, 0, 1, 1), 'kernel_size'), ((8, (3, 0), 1, 1), 'kernel_size'),
+    ((8, (3, 3, 3), 1, 1), 'kernel_size'), ((8, 3, 0, 1), 'strides'), ((8, 3, None, 1), 'strides'),
+    ((8, 3, 1, -1), 'padding'), ((8, 3, 1, 1, -1), 'num_one_by_one'),
+])
+def test_nin_block_names_the_wrong_argument(arguments, name):
+    with pytest.raises(ValueError, match=name):
+        nin_block(*arguments)
+
+
+@pytest.mark.parametrize('num_classes', [0, -3, 1.5, None])
+def test_nin_refuses_wrong_numbers_of_classes(num_classes):
+    with pytest.raises(ValueError, match='num_classes'):
+        nin(num_classes)
+
+
+def test_smallest_input():
+    check_input(nin(), (1, 1, 67, 67))
+
+
+@pytest.mark.parametrize('shape, layer', [
+    ((1, 1, 66, 66), 'pool2'), ((1, 1, 28, 28), 'pool1'), ((1, 1, 8, 8), 'conv0'),
+    ((1, 224, 224), 'conv0'),
+])
+def test_too_small_an_input_names_the_layer(shape, layer):
+    with mx.name.Prefix(''), pytest.raises(ValueError) as error:
+        net = nin()
+        check_input(net, shape)
+    number = {'conv0': net[0][0], 'pool1': net[3], 'pool2': net[5]}[layer].name
+    assert f'layer {number}_fwd cannot take' in str(error.value)
+    assert 'resize' in str(error.value)
+
+
+def test_check_input_leaves_the_net_deferred():
+    net = nin()
+    net.initialize()
+    check_input(net, (2, 1, 96, 96))
+    assert net[0][0].weight.shape == (96, 0, 11, 11)
