@@ -4,38 +4,42 @@
 are looked up in ``d2l.mxnet``, which is imported only then.
 """
 import importlib
+import importlib.util
 
-from .checkpoints import load_params, save_params
-from .data import get_fashion_mnist_labels, load_data, load_data_digits, load_data_fashion_mnist
-from .devices import try_gpu
-from .nets import nin, nin_block
-from .records import (
-    checkpoint_path,
-    final_values,
-    load_record,
-    load_weights,
-    recorded,
-    results_folder,
-)
-from .training import evaluate_accuracy, predict, train_ch5
+from . import threads  # noqa: F401  before anybody imports mxnet
 
 __version__ = '0.1.0'
 
-# Matplotlib takes longer to import than all the rest of d2l_ext.
-_PLOTTING = ('plot_confusion', 'plot_histories', 'show_images', 'show_samples')
+# Each name is imported when it is first used, so that importing d2l_ext itself takes no time and
+# works where MXNet does not.
+_MODULES = {
+    'checkpoints': ('load_params', 'save_params'),
+    'data': ('get_fashion_mnist_labels', 'load_data', 'load_data_digits',
+             'load_data_fashion_mnist'),
+    'devices': ('try_gpu',),
+    'nets': ('nin', 'nin_block'),
+    'plotting': ('plot_confusion', 'plot_histories', 'plot_speed', 'show_images', 'show_samples'),
+    'records': ('checkpoint_path', 'final_values', 'load_record', 'load_weights', 'recorded',
+                'results_folder'),
+    'training': ('evaluate_accuracy', 'predict', 'train_ch5'),
+}
+_HOME = {name: module for module, names in _MODULES.items() for name in names}
 
-__all__ = ['checkpoint_path', 'evaluate_accuracy', 'final_values', 'get_fashion_mnist_labels',
-           'load_data', 'load_data_digits', 'load_data_fashion_mnist', 'load_params',
-           'load_record', 'load_weights', 'nin', 'nin_block', 'predict', 'recorded',
-           'results_folder', 'save_params', 'train_ch5', 'try_gpu', *_PLOTTING]
+__all__ = sorted(_HOME)
 
 
 def __getattr__(name):
-    if name in _PLOTTING:
-        return getattr(importlib.import_module('.plotting', __name__), name)
+    if name in _HOME:
+        return getattr(importlib.import_module(f'.{_HOME[name]}', __name__), name)
     if name.startswith('__'):  # Python itself asks for such names
         raise AttributeError(name)
+    if importlib.util.find_spec(f'{__name__}.{name}'):
+        return importlib.import_module(f'.{name}', __name__)
     try:
         return getattr(importlib.import_module('d2l.mxnet'), name)
     except AttributeError:
         raise AttributeError(f'neither d2l_ext nor d2l.mxnet has {name!r}') from None
+
+
+def __dir__():
+    return [*globals(), *__all__]

@@ -5,9 +5,10 @@ import sys
 import time
 
 from . import data
-from .devices import mx, num_threads, resolve_precision, try_gpu
+from .devices import mx, resolve_precision, try_gpu
 from .nets import check_input, nin
 from .records import checkpoint_path, processor
+from .threads import num_threads
 from .training import compiled, train_ch5
 
 # Epoch, loss, train acc, test acc as section 7.3 prints them, trained on one GPU.

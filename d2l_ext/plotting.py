@@ -125,3 +125,30 @@ def plot_confusion(matrix, classes, figsize=(6, 5)):
     axes.set_xticks(range(len(classes)), classes, rotation=45, ha='right')
     axes.set_yticks(range(len(classes)), classes)
     return axes
+
+
+def plot_speed(record, axes=None):
+    """Draw the images/s of each training loop in a record of ``python -m tests.benchmarks``.
+
+    Parameters
+    ----------
+    record : dict
+        With the medians under `rows`.
+    axes : matplotlib.axes.Axes, optional
+        Where to draw; by default in a new figure.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+    """
+    if axes is None:
+        _, axes = plt.subplots(figsize=(7, 2.4), layout='constrained')
+    names = list(record['rows'])[::-1]
+    speeds = [record['rows'][name]['images_per_second'] for name in names]
+    bars = axes.barh(names, speeds, color=_COLORS[0])
+    axes.bar_label(bars, [f"{speed:.0f} ({record['rows'][name]['ratio']:.1f}x)"
+                          for name, speed in zip(names, speeds)], padding=3, fontsize='small')
+    axes.set(xlabel=f"training images/s, {record['environment']['threads']} threads",
+             title=f"{record['resize']}x{record['resize']}, batch size {record['batch_size']}",
+             xlim=(0, 1.3 * max(speeds)))
+    return axes

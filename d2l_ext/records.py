@@ -11,8 +11,9 @@ import pooch
 
 from .checkpoints import load_params, save_params
 from .data import dataset_facts
-from .devices import mx, num_threads, resolve_precision, try_gpu
+from .devices import mx, resolve_precision, try_gpu
 from .files import atomic_write
+from .threads import num_threads
 
 _CHAPTERS = pathlib.Path(__file__).resolve().parent.parent / 'chapters'
 _KEYS = {'name', 'config', 'dataset', 'seeds', 'variants', 'runs', 'environment', 'date', 'command'}

@@ -8,9 +8,10 @@ import numpy as np
 
 from .arguments import check_int
 from .checkpoints import load_checkpoint, save_checkpoint
-from .devices import mx, resolve_precision, threads_note
+from .devices import mx, resolve_precision
 from .nets import check_input
 from .progress import progress_bar
+from .threads import threads_note
 
 nd, gluon, autograd = mx.nd, mx.gluon, mx.autograd
 

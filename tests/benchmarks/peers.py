@@ -70,7 +70,8 @@ def d2l_train_ch6(num_batches):
 def d2l_ext_train_ch5(num_batches, precision='auto'):
     """The section's own code under d2l_ext."""
     import d2l_ext as d2l
-    from d2l_ext.devices import mx, num_threads, resolve_precision
+    from d2l_ext.devices import mx, resolve_precision
+    from d2l_ext.threads import num_threads
 
     gluon, nd = mx.gluon, mx.nd
     net, ctx = section_net(gluon.nn), mx.cpu()

@@ -1,0 +1,29 @@
+"""Draw the README's picture from the records: python -m tests.benchmarks.picture."""
+import json
+
+import matplotlib
+from matplotlib import pyplot as plt
+
+from d2l_ext import load_record, results_folder
+from d2l_ext.__main__ import BOOK
+from d2l_ext.plotting import _curve, plot_speed
+
+
+def main():
+    matplotlib.use('Agg')
+    record = load_record(results_folder() / '07_03_nin_book.json')
+    speed = json.loads((results_folder() / 'benchmarks.json').read_text())
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3), layout='constrained')
+    histories = [run['history'] for run in record['runs']]
+    _curve(left, histories, 'test_acc', 'here', 0)
+    left.plot(range(1, 6), [row[2] for row in BOOK], 'k:', label="the book's run")
+    left.set(title='Section 7.3 at full scale', xlabel='epoch', ylabel='test accuracy', ylim=(0, 1),
+             xticks=range(1, 6))
+    left.grid(alpha=0.3)
+    left.legend()
+    plot_speed(speed, right)
+    figure.savefig(results_folder() / '07_03_nin.png', dpi=120)
+
+
+if __name__ == '__main__':
+    main()
