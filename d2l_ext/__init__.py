@@ -6,7 +6,12 @@ are looked up in ``d2l.mxnet``, which is imported only then.
 import importlib
 import importlib.util
 
-from . import threads  # noqa: F401  before anybody imports mxnet
+from . import cuda, threads  # noqa: F401  both before anybody imports mxnet
+
+try:
+    cuda.prepare()
+except ImportError as _error:  # said here, in case mxnet is imported next, and again by devices
+    print(_error)
 
 __version__ = '0.1.0'
 

@@ -4,6 +4,10 @@ import os
 import sys
 import time
 
+if __name__ == '__main__' and '--diagnose' in sys.argv:  # it works where MXNet does not
+    from .diagnose import diagnose
+    sys.exit(diagnose())
+
 from . import data
 from .devices import mx, resolve_precision, try_gpu
 from .nets import check_input, nin
@@ -55,6 +59,8 @@ def parse_args(argv):
                              'cache folder)')
     parser.add_argument('--resume', action='store_true',
                         help='go on from the checkpoint of the same setting')
+    parser.add_argument('--diagnose', action='store_true',
+                        help='print what is installed and found, and what to do about problems')
     args = parser.parse_args(argv)
     defaults = FULL if args.full or try_gpu().device_type == 'gpu' else REDUCED
     for name, value in defaults.items():

@@ -2,8 +2,10 @@
 import pathlib
 
 from . import threads  # noqa: F401  settles what MXNet reads when it is imported
+from .cuda import Problem, fall_back, may_use_gpu, prepare
 
-import mxnet as mx  # isort: skip
+prepare()
+import mxnet as mx  # noqa: E402
 
 _CPUINFO = pathlib.Path('/proc/cpuinfo')
 
@@ -20,17 +22,23 @@ def try_gpu(i=0):
     ------
     ValueError
         If `i` is not a whole number of at least 0.
+    RuntimeError
+        If D2L_EXT_DEVICE=gpu forbids the CPU and the GPU cannot be used.
     """
     if isinstance(i, bool) or not isinstance(i, int) or i < 0:
         raise ValueError(f'i must be the number of a GPU (0, 1, ...), not {i!r}')
-    if not mx.runtime.Features().is_enabled('CUDA'):
-        return mx.cpu()  # asking the CPU wheel for a GPU would print a complaint
+    # Asking the CPU wheel for a GPU would print a complaint.
+    if not may_use_gpu(i, mx.runtime.Features().is_enabled('CUDA')):
+        return mx.cpu()
     try:
         ctx = mx.gpu(i)
         # A GPU that the wheel has no code for is found but fails at its first operation.
         (mx.nd.ones((1,), ctx=ctx) + 1).wait_to_read()
         return ctx
-    except mx.MXNetError:
+    except mx.MXNetError as error:
+        fall_back(Problem(f'MXNet cannot compute on GPU {i}: {str(error).splitlines()[0]}',
+                          'See what is found on this machine with\n'
+                          '    python -m d2l_ext --diagnose'))
         return mx.cpu()
 
 

@@ -102,12 +102,15 @@ def check_input(net, shape):
         Naming the first layer that cannot take what reaches it.
     """
     nodes = net(mx.sym.var('data')).get_internals()
+    settled = {name: param.shape for name, param in net.collect_params().items()
+               if param.shape and all(param.shape)}  # zeros are still to be inferred
     reached = tuple(shape)
     for node in nodes:
         if node.get_children() is None:  # an input or a parameter
             continue
         try:
-            _, (output,), _ = node.infer_shape_partial(data=shape)
+            _, (output,), _ = node.infer_shape_partial(data=shape, **{
+                name: settled[name] for name in node.list_arguments() if name in settled})
         except mx.MXNetError as error:
             reason = str(error).split('Check failed: ')[-1].strip().splitlines()[0]
             raise ValueError(

@@ -95,6 +95,14 @@ def test_too_small_an_input_names_the_layer(shape, layer):
     assert 'resize' in str(error.value)
 
 
+def test_a_net_that_has_seen_other_channels_names_the_layer():
+    net = nin()
+    net.initialize()
+    net(mx.nd.zeros((1, 1, 67, 67)))
+    with pytest.raises(ValueError, match=f'layer {net[0][0].name}_fwd cannot take'):
+        check_input(net, (1, 3, 67, 67))
+
+
 def test_check_input_leaves_the_net_deferred():
     net = nin()
     net.initialize()

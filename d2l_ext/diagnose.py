@@ -1,0 +1,198 @@
+"""What ``python -m d2l_ext --diagnose`` prints: the whole installation, and what to do about it.
+
+Importing this module imports neither MXNet nor NumPy, so that it runs where those fail.
+"""
+import contextlib
+import importlib.metadata
+import io
+import os
+import pathlib
+import platform
+import re
+import shlex
+import sys
+
+from . import threads
+from .cuda import GPU_WHEEL, VERSION, Problem, check, device_wish, has_code_for
+
+_VARIABLES = ('CUDA_VISIBLE_DEVICES', 'D2L_EXT_DATA', 'D2L_EXT_DEVICE', 'LD_LIBRARY_PATH',
+              'MXNET_HOME', 'MXNET_USE_FUSION', 'OMP_NUM_THREADS')
+_INSTALL = ('Install the requirements anew, with Python 3.8 to 3.11, in the folder that holds '
+            'requirements.txt:\n    python -m pip install -r requirements.txt')
+
+
+def _tidy(text):
+    """Return `text` with ~ for the home folder: it often holds the reader's name."""
+    for home in {str(pathlib.Path.home()), os.path.realpath(pathlib.Path.home())}:
+        if len(home) > 1:  # a container may have the home folder /
+            text = re.sub(r'(?<![\w.-])' + re.escape(home) + r'(?![\w.-])', '~', text)
+    return text
+
+
+def _print(text):
+    # Flushed, so that the report is there even if MXNet then crashes the process.
+    print(_tidy(text), flush=True)
+
+
+def _row(title, text):
+    _print(f'{title:<11} {text}')
+
+
+def _version(name):
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _print_gpus(facts):
+    """Print the rows on the libraries, the driver and the GPUs."""
+    if facts.in_place != GPU_WHEEL:
+        _row('libraries', f'none needed; {GPU_WHEEL} would need some')
+    for name, found in facts.libraries.items():
+        _row('library', f'{name}: {found}')
+    driver = facts.driver
+    if driver is None:
+        _row('driver', 'no NVIDIA driver (libcuda.so.1 is not found)')
+        return
+    state = f'does not start (CUDA error {driver.error})' if driver.error else 'starts'
+    _row('driver', f'NVIDIA, knows CUDA {driver.version[0]}.{driver.version[1]}, {state}')
+    for i, gpu in enumerate(driver.gpus):
+        fits = 'has' if has_code_for(gpu.capability) else 'has no'
+        _row('GPU', f'{i}: {gpu.name}, compute capability {gpu.capability[0]}.'
+                    f'{gpu.capability[1]}; {GPU_WHEEL} {fits} code for it')
+    if not driver.gpus:
+        _row('GPU', 'none')
+
+
+def _import_problem(error, wheels):
+    """Return the Problem behind a failed import of MXNet or of what it needs."""
+    what = f'MXNet cannot be imported: {type(error).__name__}: {error}'
+    numpy = _version('numpy')
+    if not wheels:
+        return Problem('MXNet is not installed', _INSTALL, fatal=True)
+    if numpy and tuple(map(int, numpy.split('.')[:2])) >= (1, 24):
+        return Problem(f'{what}. MXNet 1.9.1 needs a NumPy before 1.24, not {numpy}',
+                            '    python -m pip install numpy==1.23.5', fatal=True)
+    if getattr(error, 'name', None) == 'mxnet':  # pip knows the wheel, but its files are gone
+        pins = ' '.join(f'{name}=={VERSION}' for name in wheels)
+        return Problem(
+            f'{what}. Its files are gone, as after removing one of two wheels',
+            f'    python -m pip install --force-reinstall --no-deps {pins}', fatal=True)
+    return Problem(what, _INSTALL, fatal=True)
+
+
+def _import_d2l_ext():
+    """Return d2l_ext's modules devices and data; this imports MXNet."""
+    from . import data, devices
+    return devices, data
+
+
+def _train_one_step(mx, ctx):
+    """Compute the gradient of a small convolutional net, the operators that section 7.3 needs."""
+    net = mx.gluon.nn.HybridSequential()
+    net.add(mx.gluon.nn.Conv2D(4, kernel_size=3, activation='relu'),
+            mx.gluon.nn.GlobalAvgPool2D())
+    net.initialize(ctx=ctx)
+    net.hybridize()
+    X = mx.nd.ones((2, 1, 8, 8), ctx=ctx)
+    with mx.autograd.record():
+        loss = net(X).square().sum()
+    loss.backward()
+    for parameter in net.collect_params().values():
+        parameter.grad().asnumpy()
+
+
+def _try_training(devices, problems):
+    """Return the device on which a training step worked, or None, adding to the problems."""
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):  # its warning is among the problems
+            ctx = devices.try_gpu()
+        _train_one_step(devices.mx, ctx)
+        return ctx
+    except (RuntimeError, ValueError) as error:  # RuntimeError: MXNet's own errors, too
+        what = str(error).strip()
+        if not any(str(problem) in what for problem in problems):
+            problems.append(Problem(f'training fails: {what}',
+                                         'Unless this says what to type, ask, with this report'))
+        elif device_wish() == 'gpu':
+            problems.append(Problem(
+                'D2L_EXT_DEVICE=gpu forbids to train on the CPU',
+                'To allow it until the rest is solved type\n    unset D2L_EXT_DEVICE'))
+        return None
+
+
+def _find_data(data, mxnet_home, problems):
+    """Return what a row says of Fashion-MNIST: where it is, or where a download would put it."""
+    cache = pathlib.Path(mxnet_home) / 'datasets' / 'fashion-mnist'
+    own = os.environ.get('D2L_EXT_DATA')
+    folders = [pathlib.Path(own) / 'fashion-mnist', cache] if own else [cache]
+    for folder in folders:
+        paths = {folder / name: md5 for name, md5 in data.FASHION_MNIST_MD5.items()}
+        if not all(path.is_file() for path in paths):
+            continue
+        damaged = [path.name for path, md5 in paths.items() if data._md5(path) != md5]
+        if not damaged:
+            return f'Fashion-MNIST in {folder}'
+        if folder != cache:  # in MXNet's cache d2l_ext replaces them itself
+            problems.append(Problem(
+                f'in {folder} {", ".join(damaged)}: not the published archive, damaged or '
+                'incomplete', 'Remove what is named to have it fetched again:\n    rm '
+                + ' '.join(shlex.quote(str(folder / name)) for name in damaged), fatal=True))
+            return f'Fashion-MNIST in {folder}, damaged'
+    return (f'Fashion-MNIST is not on this machine; a download of 30 MB would put it into '
+            f"{folders[0]}, and without a network scikit-learn's digits stand in")
+
+
+def diagnose():
+    """Print what d2l_ext found on this machine, each problem, and what to type about it.
+
+    Downloads nothing and changes nothing. The home folder is printed as ~, so that the text can
+    be pasted into a question.
+
+    Returns
+    -------
+    int
+        The exit status: 0 if training can run, on the CPU too, else 1.
+    """
+    problems, facts = check()
+    _row('Python', f'{platform.python_version()} ({platform.system()} {platform.machine()}), '
+                   f'{sys.executable}')
+    for name in ('d2l_ext', 'd2l', 'numpy'):
+        _row('package', f'{name} {_version(name) or "is not installed by pip"}')
+    for name, version in facts.wheels.items():
+        _row('wheel', f'{name} {version}' + (', in use' if name == facts.in_place else ''))
+    if not facts.wheels:
+        _row('wheel', 'no MXNet')
+    _print_gpus(facts)
+    for name in _VARIABLES:
+        if name in os.environ:
+            _row('variable', f'{name}={os.environ[name]}')
+
+    ctx = devices = None
+    if not any(problem.fatal for problem in problems):
+        try:
+            devices, data = _import_d2l_ext()
+        except Exception as error:  # a broken installation can raise anything
+            problems.append(_import_problem(error, facts.wheels))
+    if devices is None:
+        _row('MXNet', 'cannot be imported: threads, bfloat16 and data are not checked')
+    else:
+        _row('MXNet', f'{devices.mx.__version__} is imported')
+        used, cores = threads.num_threads(), threads.physical_cores()
+        _row('threads', f'{used} for {cores} {"cores" if cores > 1 else "core"}')
+        if used < cores:
+            problems.append(Problem(
+                f'MXNet computes with {used} of {cores} cores',
+                threads.threads_note() or 'For full speed type\n    unset OMP_NUM_THREADS'))
+        _row('bfloat16', 'yes, this processor trains faster with it'
+             if devices.has_bfloat16() else 'no, this processor trains in float32')
+        _row('data', _find_data(data, devices.mx.base.data_dir(), problems))
+        ctx = _try_training(devices, problems)
+        _row('training', f'a step works on {ctx}' if ctx else 'does not work')
+
+    for number, problem in enumerate(problems, 1):
+        _print(f'\nProblem {number}: {problem}')
+    can_train = ctx is not None and not any(problem.fatal for problem in problems)
+    _print(f'\nTraining can run, on {ctx}.' if can_train else '\nTraining cannot run.')
+    return 0 if can_train else 1
