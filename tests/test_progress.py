@@ -1,0 +1,69 @@
+"""The progress bar: there in a terminal and in a notebook, silent elsewhere."""
+import os
+import struct
+import subprocess
+import sys
+
+import pytest
+
+from d2l_ext import progress
+
+CODE = '''
+import time
+from d2l_ext import progress
+progress.DELAY = {delay}
+with progress.progress_bar(1000, ' images', 'epoch 1 of 5') as bar:
+    for _ in range(5):
+        time.sleep(0.12)
+        bar.update(200)
+print('done')
+'''
+
+
+def run_in_a_terminal(code):
+    """Return what a terminal is sent by a process whose output and errors go there."""
+    fcntl, pty, termios = (pytest.importorskip(name) for name in ('fcntl', 'pty', 'termios'))
+    master, slave = pty.openpty()
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack('HHHH', 24, 80, 0, 0))
+    process = subprocess.Popen([sys.executable, '-c', code], stdout=slave, stderr=slave)
+    os.close(slave)
+    shown = b''
+    while True:
+        try:
+            shown += os.read(master, 4096)
+        except OSError:  # what Linux says when the other end is closed
+            break
+    process.wait()
+    os.close(master)
+    return shown.decode()
+
+
+def test_a_terminal_shows_rate_and_remaining_time_and_is_left_clean():
+    shown = run_in_a_terminal(CODE.format(delay=0))
+    assert 'epoch 1 of 5' in shown and ' images/s' in shown and '1000/1000' in shown
+    assert '<00:0' in shown  # the remaining time
+    assert shown.split('\r')[-2].strip() in ('', 'done')
+
+
+def test_a_short_job_shows_nothing():
+    assert run_in_a_terminal(CODE.format(delay=60)).split() == ['done']
+
+
+def test_a_pipe_gets_nothing():
+    done = subprocess.run([sys.executable, '-c', CODE.format(delay=0)], capture_output=True,
+                          text=True, check=True)
+    assert (done.stdout, done.stderr) == ('done\n', '')
+
+
+def test_a_notebook_gets_a_bar(monkeypatch):
+    class OutStream:
+        """Like the one that ipykernel puts in place of standard error: no terminal."""
+        isatty = staticmethod(lambda: False)
+        write = flush = staticmethod(lambda *_: None)
+
+    assert progress.progress_bar(1, 'B', '').disable
+    monkeypatch.setattr(OutStream, '__module__', 'ipykernel.iostream')
+    monkeypatch.setattr(sys, 'stderr', OutStream())
+    bar = progress.progress_bar(1, 'B', '')
+    assert not bar.disable
+    bar.close()
