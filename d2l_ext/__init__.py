@@ -22,6 +22,7 @@ _MODULES = {
     'data': ('get_fashion_mnist_labels', 'load_data', 'load_data_digits',
              'load_data_fashion_mnist'),
     'devices': ('try_gpu',),
+    'lr_finder': ('RangeTest', 'range_test'),
     'nets': ('nin', 'nin_block'),
     'plotting': ('plot_confusion', 'plot_histories', 'plot_speed', 'show_images', 'show_samples'),
     'records': ('checkpoint_path', 'final_values', 'load_record', 'load_weights', 'recorded',
@@ -36,14 +37,14 @@ __all__ = sorted(_HOME)
 def __getattr__(name):
     if name in _HOME:
         return getattr(importlib.import_module(f'.{_HOME[name]}', __name__), name)
-    if name.startswith('__'):  # Python itself asks for such names
+    if name.startswith('_'):  # Python and IPython ask for such names
         raise AttributeError(name)
     if importlib.util.find_spec(f'{__name__}.{name}'):
         return importlib.import_module(f'.{name}', __name__)
-    try:
-        return getattr(importlib.import_module('d2l.mxnet'), name)
-    except AttributeError:
-        raise AttributeError(f'neither d2l_ext nor d2l.mxnet has {name!r}') from None
+    d2l = importlib.import_module('d2l.mxnet')
+    if not hasattr(d2l, name):
+        raise AttributeError(f'neither d2l_ext nor d2l.mxnet has {name!r}')
+    return getattr(d2l, name)
 
 
 def __dir__():

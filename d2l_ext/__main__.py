@@ -9,6 +9,7 @@ if __name__ == '__main__' and '--diagnose' in sys.argv:  # it works where MXNet 
     sys.exit(diagnose())
 
 from . import data
+from .checkpoints import read_history
 from .devices import mx, resolve_precision, try_gpu
 from .nets import check_input, nin
 from .records import checkpoint_path, processor
@@ -67,6 +68,8 @@ def parse_args(argv):
         if getattr(args, name) is None:
             setattr(args, name, value)
     args.reduced = defaults is REDUCED
+    if args.images is not None and args.images < 1:
+        parser.error(f'--images must be at least 1, not {args.images}')
     if not 0 < args.lr < float('inf'):
         parser.error(f'--lr must be greater than 0, not {args.lr}')
     return args
@@ -83,10 +86,10 @@ def load(args, ctx):
     return train_iter, test_iter
 
 
-def default_checkpoint(args):
-    """Return a path in the user's cache folder that belongs to the setting in `args`."""
-    setting = {name: getattr(args, name) for name in (*FULL, 'precision', 'dataset')}
-    return checkpoint_path('section-7.3', setting, args.seed)
+def default_checkpoint(args, train_iter, precision):
+    """Return a path in the user's cache folder that belongs to this setting."""
+    setting = {name: getattr(args, name) for name in FULL}
+    return checkpoint_path('section-7.3', [setting, train_iter.name, precision], args.seed)
 
 
 def build(args, ctx):
@@ -96,8 +99,8 @@ def build(args, ctx):
     return net, mx.gluon.Trainer(net.collect_params(), 'sgd', {'learning_rate': args.lr})
 
 
-def estimate_seconds(args, train_iter, test_iter, ctx):
-    """Return about how long training will take, from three steps of a net that is thrown away."""
+def estimate_seconds(args, num_epochs, train_iter, test_iter, ctx):
+    """Return about how long so many epochs take, from three steps of a net that is thrown away."""
     net, trainer = build(args, ctx)
     forward = compiled(net, resolve_precision(args.precision, ctx))
     loss = mx.gluon.loss.SoftmaxCrossEntropyLoss()
@@ -113,23 +116,31 @@ def estimate_seconds(args, train_iter, test_iter, ctx):
         mx.nd.waitall()
     per_batch = (time.time() - start) / 2
     # A batch forward costs about a third of a whole step.
-    return args.epochs * per_batch * (len(train_iter) + len(test_iter) / 3)
+    return num_epochs * per_batch * (len(train_iter) + len(test_iter) / 3)
 
 
-def print_row(row):
-    book = BOOK[row['epoch'] - 1] if row['epoch'] <= len(BOOK) else ('', '', '')
-    print(f"{row['epoch']:5}  {row['loss']:8.4f} {book[0]:8}  {row['train_acc']:9.3f} {book[1]:6}"
-          f"  {row['test_acc']:8.3f} {book[2]:6}  {row['seconds']:7.1f}", flush=True)
+def print_rows(rows):
+    """Print rows of a history beside the book's; the header comes before the first epoch."""
+    for row in rows:
+        if row['epoch'] == 1:
+            print('epoch      loss     book  train acc   book  test acc   book  seconds')
+        loss, train_acc, test_acc = (BOOK[row['epoch'] - 1] if row['epoch'] <= len(BOOK)
+                                     else ('', '', ''))
+        print(f"{row['epoch']:5}  {row['loss']:8.4f} {loss:8}  {row['train_acc']:9.3f} "
+              f"{train_acc:6}  {row['test_acc']:8.3f} {test_acc:6}  {row['seconds']:7.1f}",
+              flush=True)
 
 
 def run(args):
     ctx = try_gpu()
+    precision = resolve_precision(args.precision, ctx)
     train_iter, test_iter = load(args, ctx)
-    checkpoint = args.checkpoint or default_checkpoint(args)
+    checkpoint = args.checkpoint or default_checkpoint(args, train_iter, precision)
+    kept = read_history(checkpoint) if args.resume and os.path.exists(checkpoint) else []
     print('Section 7.3, Network in Network')
     print(f'  device     {ctx}, {processor()}')
     print(f'  threads    {num_threads()}')
-    print(f'  precision  {resolve_precision(args.precision, ctx)}')
+    print(f'  precision  {precision}')
     print(f'  data       {train_iter.name}: {len(train_iter.images):,} training and '
           f'{len(test_iter.images):,} test images, resized to {args.resize}x{args.resize}')
     print(f'  training   {args.epochs} epochs, batch size {args.batch_size}, learning rate '
@@ -137,15 +148,16 @@ def run(args):
     if args.reduced:
         print("  This is a reduced setting. The book's own (60,000 images of 224x224, batch size "
               '128,\n  learning rate 0.1, Xavier initialization) is: python -m d2l_ext --full')
-    minutes = estimate_seconds(args, train_iter, test_iter, ctx) / 60
+    minutes = estimate_seconds(args, max(0, args.epochs - len(kept)), train_iter, test_iter,
+                               ctx) / 60
     print(f'  time       about {minutes:.0f} minutes' if minutes > 2
           else f'  time       about {60 * minutes:.0f} seconds', flush=True)
     net, trainer = build(args, ctx)
-    print("epoch      loss     book  train acc   book  test acc   book  seconds")
+    print_rows(kept)
     try:
         train_ch5(net, train_iter, test_iter, args.batch_size, trainer, ctx, args.epochs,
                   precision=args.precision, checkpoint=checkpoint, resume=args.resume,
-                  seed=args.seed, report=print_row)
+                  seed=args.seed, report=lambda row: print_rows([row]))
     except KeyboardInterrupt:
         if os.path.exists(checkpoint):
             print(f'\nThe last whole epoch is in {checkpoint}; the same command with --resume '

@@ -7,7 +7,7 @@ import zlib
 
 import numpy as np
 
-from .devices import mx
+from .devices import mx, try_gpu
 from .files import atomic_write
 
 nd = mx.nd
@@ -73,7 +73,7 @@ def load_params(net, path, ctx=None):
     path : str or path
         File to read.
     ctx : mxnet.Context, optional
-        Where to put the parameters of a net not yet initialized; by default the CPU.
+        Where to put the parameters of a net not yet initialized; by default ``try_gpu()``.
 
     Raises
     ------
@@ -84,7 +84,7 @@ def load_params(net, path, ctx=None):
     """
     params, arrays = _named_params(net), _load_arrays(path)
     _check_params(params, arrays, path)
-    _set_params(params, arrays, ctx or mx.cpu())
+    _set_params(params, arrays, ctx or try_gpu())
 
 
 def _check_params(params, arrays, path):
@@ -124,7 +124,7 @@ def _flatten_state(state, prefix):
         yield prefix, state
 
 
-def save_checkpoint(path, net, trainer, history, seed):
+def save_checkpoint(path, net, trainer, ctx, history, settings):
     """Write everything that training needs to go on after a whole epoch.
 
     Parameters
@@ -135,14 +135,17 @@ def save_checkpoint(path, net, trainer, history, seed):
         Its parameters are kept in float32, as they train.
     trainer : mxnet.gluon.Trainer
         Its optimizer states and update counts are kept.
+    ctx : mxnet.Context
+        Device of the parameters.
     history : list of dict
         One dictionary an epoch.
-    seed : int
-        Of the run.
+    settings : dict
+        What a resumed run must have the same, the seed among it.
     """
     params = _named_params(net)
     optimizer = trainer._optimizer
     arrays = {f'param:{name}': param.data().asnumpy() for name, param in params.items()}
+    optimizer._set_current_context(ctx.device_id)  # MXNet counts updates for each device
     updates = {}
     for name, param in params.items():
         index = trainer._param2idx.get(param.name)
@@ -151,13 +154,39 @@ def save_checkpoint(path, net, trainer, history, seed):
             state = trainer._updaters[0].states.get(index)
             arrays.update((key, array.asnumpy())
                           for key, array in _flatten_state(state, f'state:{name}'))
-    about = {'history': history, 'seed': seed, 'optimizer': type(optimizer).__name__,
-             'updates': updates}
+    about = {'history': history, 'updates': updates, 'settings': {
+        **settings, 'optimizer': type(optimizer).__name__}}
+    if hasattr(optimizer, 'm_schedule'):  # Nadam keeps this number outside of its states
+        about['m_schedule'] = optimizer.m_schedule
     _save_arrays(path, {'about': np.array(json.dumps(about)), **arrays})
 
 
-def load_checkpoint(path, net, trainer, ctx):
+def read_history(path):
+    """Return the history in a checkpoint.
+
+    Raises
+    ------
+    ValueError
+        If the file is damaged or no checkpoint.
+    """
+    return _read_checkpoint(path)[1]['history']
+
+
+def _read_checkpoint(path):
+    arrays = _load_arrays(path)
+    try:
+        about = json.loads(arrays.pop('about').item())
+        if about.keys() >= {'history', 'updates', 'settings'}:
+            return arrays, about
+    except (KeyError, ValueError, TypeError, AttributeError):
+        pass
+    raise ValueError(f'{path} is not a checkpoint of train_ch5')
+
+
+def load_checkpoint(path, net, trainer, ctx, settings):
     """Put `net` and `trainer` back to where :func:`save_checkpoint` left them.
+
+    Parameters are those of :func:`save_checkpoint`; all `settings` must be as they were then.
 
     Returns
     -------
@@ -167,19 +196,16 @@ def load_checkpoint(path, net, trainer, ctx):
     Raises
     ------
     ValueError
-        If the file is damaged, or belongs to another network or optimizer.
+        If the file is damaged, or belongs to another network, optimizer or setting. Nothing is
+        changed then.
     """
-    arrays = _load_arrays(path)
-    try:
-        about = json.loads(arrays.pop('about').item())
-        history, seed, updates = about['history'], about['seed'], about['updates']
-        kept_optimizer = about['optimizer']
-    except (KeyError, ValueError, TypeError, AttributeError):
-        raise ValueError(f'{path} is not a checkpoint of train_ch5') from None
-    optimizer = trainer._optimizer
-    if kept_optimizer != type(optimizer).__name__:
-        raise ValueError(f'{path} was trained with {kept_optimizer}, this trainer is '
-                         f'{type(optimizer).__name__}. Use the same optimizer, or another file')
+    arrays, about = _read_checkpoint(path)
+    optimizer, updates = trainer._optimizer, about['updates']
+    for name, value in {**settings, 'optimizer': type(optimizer).__name__}.items():
+        kept = about['settings'].get(name)
+        if kept != value:
+            raise ValueError(f'{path} was made with {name}={kept!r}, not {value!r}; go on with '
+                             'that, or pass another checkpoint')
     by_kind = {'param': {}, 'state': {}}
     for key, array in arrays.items():
         kind, _, name = key.partition(':')
@@ -203,9 +229,12 @@ def load_checkpoint(path, net, trainer, ctx):
         raise ValueError(f'{path} has a state, such as momentum, that the optimizer of this '
                          'trainer does not keep')
     _set_params(params, by_kind['param'], ctx)
+    optimizer._set_current_context(ctx.device_id)
+    if 'm_schedule' in about:
+        optimizer.m_schedule = about['m_schedule']
     for index, (name, state) in states.items():
         optimizer._index_update_count[index] = updates[name]
         optimizer.num_update = max(optimizer.num_update, updates[name])
         trainer._updaters[0].states[index] = state
         trainer._updaters[0].states_synced[index] = True
-    return history, seed
+    return about['history'], about['settings']['seed']

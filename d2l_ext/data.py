@@ -119,6 +119,14 @@ def _md5(path):
     return digest.hexdigest()
 
 
+def _check_md5(path):
+    if _md5(path) != FASHION_MNIST_MD5[path.name]:
+        raise ValueError(
+            f'{path} is not the published archive (its MD5 sum differs): damaged, incomplete or '
+            'swapped with another. Remove it or fetch it again; for a copy that differs on '
+            'purpose pass its folder as root with verify=False')
+
+
 def _read_idx(path, num_dimensions):
     """Return the uint8 array in a gzipped IDX file (format: yann.lecun.com/exdb/mnist)."""
     try:
@@ -149,11 +157,8 @@ def _read_fashion_mnist(folder, split, verify):
         if not path.is_file():
             raise FileNotFoundError(f'{path} is missing. Put the four Fashion-MNIST archives '
                                     'there, or leave root out to have them downloaded')
-        if verify and _md5(path) != FASHION_MNIST_MD5[path.name]:
-            raise ValueError(
-                f'{path} is not the published archive (its MD5 sum differs): damaged, incomplete '
-                'or swapped with another. Remove it or fetch it again; for a copy that differs '
-                'on purpose pass verify=False')
+        if verify:
+            _check_md5(path)
         arrays.append(_read_idx(path, num_dimensions))
     images, labels = arrays
     if not len(images) or images.shape != (len(labels), 28, 28):
@@ -165,17 +170,20 @@ def _read_fashion_mnist(folder, split, verify):
 def _find_fashion_mnist():
     """Return a folder that holds the four archives; download them if no known folder does."""
     mxnet_cache = pathlib.Path(mx.base.data_dir()) / 'datasets' / 'fashion-mnist'
-    folders = [mxnet_cache]
+    folder = mxnet_cache
     if os.environ.get('D2L_EXT_DATA'):
-        folders.insert(0, pathlib.Path(os.environ['D2L_EXT_DATA']) / 'fashion-mnist')
-        if all((folders[0] / name).is_file() for name in FASHION_MNIST_MD5):
-            return folders[0]
+        folder = pathlib.Path(os.environ['D2L_EXT_DATA']) / 'fashion-mnist'
+        present = [name for name in FASHION_MNIST_MD5 if (folder / name).is_file()]
+        for name in present:  # what the reader put there is never replaced
+            _check_md5(folder / name)
+        if len(present) == len(FASHION_MNIST_MD5):
+            return folder
     if all((mxnet_cache / name).is_file() and _md5(mxnet_cache / name) == md5
            for name, md5 in FASHION_MNIST_MD5.items()):
         return mxnet_cache
     for name, md5 in FASHION_MNIST_MD5.items():
-        _download(name, md5, folders[0])
-    return folders[0]
+        _download(name, md5, folder)
+    return folder
 
 
 def _download(name, md5, folder):

@@ -86,13 +86,34 @@ def nin(num_classes=10, num_one_by_one=2):
     return net
 
 
+def _is_hybrid(block):
+    """Return whether `block` is made of hybrid blocks and plain sequences, without hooks."""
+    if block._forward_hooks or block._forward_pre_hooks:
+        return False
+    children = all(_is_hybrid(child) for child in block._children.values())
+    return children and (isinstance(block, mx.gluon.HybridBlock) or type(block) is nn.Sequential)
+
+
+def trace(net):
+    """Return the graph that `net` computes, with the one input `data`, or None if it has none.
+
+    Only hybrid blocks, and plain sequences of them, have one. A hook must run with real numbers.
+    """
+    if not _is_hybrid(net):
+        return None
+    try:
+        return net(mx.sym.var('data', dtype='float32'))
+    except Exception:  # a block that asks for shapes or numbers can raise anything
+        return None
+
+
 def check_input(net, shape):
     """Make sure that `net` accepts images of `shape`, without computing anything.
 
     Parameters
     ----------
-    net : mxnet.gluon.HybridBlock or mxnet.gluon.nn.Sequential of such
-        Initialized or not; it stays as it is.
+    net : mxnet.gluon.Block
+        Initialized or not; it stays as it is. Nothing is checked if it has no graph.
     shape : tuple of int
         Of a batch: (batch, channels, height, width), or (batch, features) for a dense net.
 
@@ -101,11 +122,13 @@ def check_input(net, shape):
     ValueError
         Naming the first layer that cannot take what reaches it.
     """
-    nodes = net(mx.sym.var('data')).get_internals()
+    graph = trace(net)
+    if graph is None:
+        return
     settled = {name: param.shape for name, param in net.collect_params().items()
                if param.shape and all(param.shape)}  # zeros are still to be inferred
     reached = tuple(shape)
-    for node in nodes:
+    for node in graph.get_internals():
         if node.get_children() is None:  # an input or a parameter
             continue
         try:

@@ -145,10 +145,11 @@ def plot_speed(record, axes=None):
         _, axes = plt.subplots(figsize=(7, 2.4), layout='constrained')
     names = list(record['rows'])[::-1]
     speeds = [record['rows'][name]['images_per_second'] for name in names]
-    bars = axes.barh(names, speeds, color=_COLORS[0])
+    bars = axes.barh([f"{name}, {record['rows'][name]['turns'][0]['threads']} thread(s)"
+                      for name in names], speeds, color=_COLORS[0])
     axes.bar_label(bars, [f"{speed:.0f} ({record['rows'][name]['ratio']:.1f}x)"
                           for name, speed in zip(names, speeds)], padding=3, fontsize='small')
-    axes.set(xlabel=f"training images/s, {record['environment']['threads']} threads",
+    axes.set(xlabel='training images/s',
              title=f"{record['resize']}x{record['resize']}, batch size {record['batch_size']}",
              xlim=(0, 1.3 * max(speeds)))
     return axes

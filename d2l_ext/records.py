@@ -57,13 +57,13 @@ def processor():
     return platform.processor() or platform.machine()
 
 
-def environment():
-    """Return what a record says of its machine; `precision` is what 'auto' means on it."""
+def environment(precision='auto'):
+    """Return what a record says of the machine, and what `precision` means on it."""
     ctx = try_gpu()
     return {'python': platform.python_version(), 'mxnet': mx.__version__,
             'numpy': np.__version__, 'platform': f'{platform.system()} {platform.machine()}',
             'processor': processor(), 'threads': num_threads(), 'device': str(ctx),
-            'precision': resolve_precision('auto', ctx)}
+            'precision': resolve_precision(precision, ctx)}
 
 
 def load_record(path):
@@ -110,7 +110,7 @@ def _command(name):
     """Return the command that makes record `name` again; the name begins with its notebook's."""
     notebooks = [path.stem for path in _CHAPTERS.glob('*.ipynb') if name.startswith(path.stem)]
     notebook = max(notebooks, key=len, default='NOTEBOOK')
-    return f'D2L_EXT_RERUN={name} jupyter execute --inplace chapters/{notebook}.ipynb'
+    return f'D2L_EXT_RERUN={name} jupyter execute chapters/{notebook}.ipynb'
 
 
 def recorded(name, function, config, seeds=(0,), variants=('',)):
@@ -133,7 +133,7 @@ def recorded(name, function, config, seeds=(0,), variants=('',)):
         network whose parameters shall stay beside the record (4 MB, for one run at most).
     config : dict
         Everything that decides the results, as JSON can hold it. ``config['dataset']`` is the
-        data set, one of real images.
+        data set, one of real images; ``config['precision']`` is 'auto' if it is not there.
     seeds : sequence of int
     variants : sequence of str
 
@@ -191,9 +191,10 @@ def recorded(name, function, config, seeds=(0,), variants=('',)):
         runs[variant, seed] = {
             'variant': variant, 'seed': seed, **result,
             'seconds': sum(epoch['seconds'] for epoch in result['history']),
-            'environment': environment(),
+            'environment': environment(config.get('precision', 'auto')),
             'date': datetime.datetime.now(datetime.timezone.utc).date().isoformat()}
         _write_json(partial, record())
+        checkpoint_path(name, config, seed, variant).unlink(missing_ok=True)
     _write_json(path, record())
     partial.unlink(missing_ok=True)
     return record()

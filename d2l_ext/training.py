@@ -9,7 +9,7 @@ import numpy as np
 from .arguments import check_int
 from .checkpoints import load_checkpoint, save_checkpoint
 from .devices import mx, resolve_precision
-from .nets import check_input
+from .nets import check_input, trace
 from .progress import progress_bar
 from .threads import threads_note
 
@@ -18,23 +18,17 @@ nd, gluon, autograd = mx.nd, mx.gluon, mx.autograd
 # How many batches pass between two looks at the running sums. A look waits for the device, so it
 # must be rare; it is also how long a collapsed run goes on before anybody says so.
 _LOOK_EVERY = 50
+# So many batches in a row with no logit other than 0 are no accident.
+_DEAD_AFTER = 5
 
 _ADVICE = 'Try a smaller learning rate, or go back to the last checkpoint'
 
 DEAD_START = """\
-dead start: every logit of the last {batches} batch(es) is exactly 0, so the loss is \
+dead start: every logit of the last {batches} batches is exactly 0, so the loss is \
 ln {classes} = {loss:.6f} and every gradient is 0. All outputs of the last ReLU went negative at \
 once and nothing can bring them back; the rest of this run will not change it. Cures: another \
 seed, net.initialize(init.MSRAPrelu(slope=0)), a smaller learning rate, or no ReLU before the \
 last pooling."""
-
-
-def _traceable(block):
-    """Return whether one graph can stand for `block`: hybrid blocks in sequence, no hooks."""
-    if block._forward_hooks or block._forward_pre_hooks:
-        return False
-    children = all(_traceable(child) for child in block._children.values())
-    return children and (isinstance(block, gluon.HybridBlock) or type(block) is gluon.nn.Sequential)
 
 
 def compiled(net, precision='float32'):
@@ -47,20 +41,20 @@ def compiled(net, precision='float32'):
     Parameters
     ----------
     net : mxnet.gluon.Block
-        Initialized; shapes may still be deferred. A block that Gluon cannot trace is returned
-        as it is.
+        Initialized; shapes may still be deferred. A block that has no graph, such as one with
+        hooks or with a `forward` of its own, is returned as it is and computes in float32.
     precision : {'float32', 'bfloat16'}
         In which the layers compute.
     """
-    if not _traceable(net):
+    graph = trace(net)
+    if graph is None:
         return net
-    data = mx.sym.var('data', dtype='float32')
-    out = net(data)
     if precision == 'bfloat16':
         from mxnet.contrib import amp
-        out = amp.convert_symbol(out, 'bfloat16', data_names=['data'])
-        out = mx.sym.amp_cast(out, dtype='float32')
-    block = gluon.SymbolBlock(out, data, params=net.collect_params())
+        graph = amp.convert_symbol(graph, 'bfloat16', data_names=['data'])
+        graph = mx.sym.amp_cast(graph, dtype='float32')
+    data = mx.sym.var('data', dtype='float32')
+    block = gluon.SymbolBlock(graph, data, params=net.collect_params())
     block.hybridize(static_alloc=True, static_shape=True)
     return block
 
@@ -80,95 +74,113 @@ def _on(ctx, X, y):
                  for a in (X, y))
 
 
-def _check_batch(net, X, y, batch_size):
+def _check_batch(net, X, y):
     if y.ndim != 1 or X.shape[0] != y.shape[0]:
         raise ValueError(f'X of shape {X.shape} needs labels y of shape ({X.shape[0]},), '
                          f'not {y.shape}')
     if X.dtype != np.float32:
         raise ValueError(f"images must be float32, not {np.dtype(X.dtype).name}: convert them, "
                          "such as with X.astype('float32') / 255")
-    if X.shape[0] > batch_size:
-        raise ValueError(f'batch_size is {batch_size} but train_iter yields batches of '
-                         f'{X.shape[0]} images; pass the size that train_iter was made with')
-    if _traceable(net):
-        check_input(net, X.shape)
+    check_input(net, X.shape)
 
 
-def _sums(X, logits, l, y):
-    """Return what an epoch adds up, still on the device.
+def _check_sums(outside, pixels, num_classes):
+    """Raise if there were labels out of range or if the sum over pixels times 0 is not 0."""
+    if outside:
+        raise ValueError(f'{int(outside)} labels are outside 0 to {num_classes - 1}, the '
+                         f'classes that the {num_classes} outputs of the net stand for')
+    if math.isnan(pixels):
+        raise FloatingPointError('some images hold NaN or infinity; look for a division by zero '
+                                 'where they are prepared')
 
-    Loss, right answers, labels out of range, 1 if every logit is 0, and 0 or, if a pixel is no
-    finite number, NaN: a ReLU may hide those from the loss.
+
+def _sums(X, y, logits):
+    """Return right answers, labels out of range, and 0 times the sum over all pixels.
+
+    The last is NaN if a pixel is no finite number; a ReLU may hide that from the loss. All stay on
+    the device, so that nobody waits.
     """
     y = y.astype('float32')
     outside = (y < 0) + (y >= logits.shape[1])
-    return nd.concat(l.sum(), (logits.argmax(axis=1) == y).sum(), outside.sum(),
-                     logits.abs().max() == 0, X.sum() * 0, dim=0).astype('float64')
+    return nd.concat((logits.argmax(axis=1) == y).sum(), outside.sum(), X.sum() * 0,
+                     dim=0).astype('float64')
 
 
 class _Watch:
-    """Looks at an epoch's running sums now and then, and says what is wrong with them."""
+    """Adds up what the batches of an epoch give, and looks now and then whether it makes sense."""
 
-    def __init__(self):
+    def __init__(self, ctx):
+        self.zero_run = nd.zeros(1, ctx=ctx)  # batches since a logit was other than 0
         self.explained = False
 
-    def start(self, epoch):
-        """Begin an epoch, whose sums start at zero."""
-        self.epoch, self.batches, self.zero_batches = epoch, 0, 0
+    def start(self, epoch, ctx):
+        """Begin an epoch."""
+        self.epoch, self.batches = epoch, 0
+        self.loss = nd.zeros(1, ctx=ctx, dtype='float64')
+        self.sums = nd.zeros(3, ctx=ctx, dtype='float64')
 
-    def look(self, sums, batches, num_classes):
+    def add(self, X, y, logits, l):
+        """Take in a batch; only now and then wait for the device."""
+        previous = self.loss
+        self.loss = self.loss + l.sum().astype('float64')
+        self.sums = self.sums + _sums(X, y, logits)
+        self.zero_run = (self.zero_run + 1) * (logits.abs().max() == 0)
+        self.batches += 1
+        # One batch computes while the next is prepared; more would only fill the memory.
+        previous.wait_to_read()
+        if self.batches % _LOOK_EVERY == 0:
+            self.look(logits.shape[1], enough=_DEAD_AFTER)
+
+    def look(self, num_classes, enough):
         """Return loss and right answers so far; raise on broken numbers, tell of a dead start."""
-        loss, right, outside, zero_batches, pixels = (float(s) for s in sums.asnumpy())
-        if outside:
-            raise ValueError(f'{int(outside)} labels are outside 0 to {num_classes - 1}, the '
-                             f'classes that the {num_classes} outputs of the net stand for')
-        if math.isnan(pixels):
-            raise FloatingPointError(f'some images of epoch {self.epoch} hold NaN or infinity; '
-                                     'look for a division by zero where they are prepared')
+        right, outside, pixels = (float(s) for s in self.sums.asnumpy())
+        _check_sums(outside, pixels, num_classes)
+        loss, zero_run = self.loss.asscalar(), int(self.zero_run.asscalar())
         if not math.isfinite(loss):
             raise FloatingPointError(f'the loss became {loss} in epoch {self.epoch}. {_ADVICE}')
-        new, zero = batches - self.batches, zero_batches - self.zero_batches
-        if 0 < new == zero and not self.explained:
+        if zero_run >= enough and not self.explained:
             self.explained = True
-            print(DEAD_START.format(batches=int(zero), classes=num_classes,
+            print(DEAD_START.format(batches=zero_run, classes=num_classes,
                                     loss=math.log(num_classes)), flush=True)
-        self.batches, self.zero_batches = batches, zero_batches
         return loss, right
 
 
 def _train_epoch(net, forward, train_iter, trainer, ctx, batch_size, watch, bar):
     """Train for one pass; return mean loss and accuracy."""
     loss_function = gluon.loss.SoftmaxCrossEntropyLoss()
-    sums, num_images, i = nd.zeros(5, ctx=ctx, dtype='float64'), 0, 0
-    for i, (X, y) in enumerate(train_iter, 1):
+    num_images = 0
+    for X, y in train_iter:
         X, y = _on(ctx, X, y)
-        if i == 1:
-            _check_batch(net, X, y, batch_size)
+        if not num_images:
+            _check_batch(net, X, y)
+        if X.shape[0] > batch_size:
+            raise ValueError(f'batch_size is {batch_size} but train_iter yields a batch of '
+                             f'{X.shape[0]} images; pass the size that train_iter was made with')
         with autograd.record():
             logits = forward(X)
-            if logits.ndim != 2:
-                raise ValueError('net must return logits of shape (batch, classes), '
-                                 f'not {logits.shape}')
+            _check_logits(logits)
             l = loss_function(logits, y)
         l.backward()
         trainer.step(X.shape[0])
-        previous, sums = sums, sums + _sums(X, logits, l, y)
-        # One batch computes while the next is prepared; more would only fill the memory.
-        previous.wait_to_read()
+        watch.add(X, y, logits, l)
         num_images += X.shape[0]
         bar.update(X.shape[0])
-        if i % _LOOK_EVERY == 0:
-            watch.look(sums, i, logits.shape[1])
     if not num_images:
         raise ValueError('train_iter yields no batch. Is it a generator that has been used up? '
                          'Pass something that can be iterated again, such as a list')
-    loss, right = watch.look(sums, i, logits.shape[1])
+    # A single batch of zeros may come from weights that start at zero, and pass.
+    loss, right = watch.look(logits.shape[1], enough=max(2, min(_DEAD_AFTER, watch.batches)))
     for name, param in net.collect_params().items():
         # x * 0 is 0 for a number, but NaN for NaN and for infinity.
         if math.isnan((param.data(ctx) * 0).sum().asscalar()):
             raise FloatingPointError(f'{name} holds NaN or infinity after epoch {watch.epoch}. '
                                      + _ADVICE)
     return loss / num_images, right / num_images
+
+
+def _check_logits(logits):
+    if logits.ndim != 2:
+        raise ValueError(f'net must return logits of shape (batch, classes), not {logits.shape}')
 
 
 def predict(net, data_iter, ctx, precision='auto'):
@@ -192,21 +204,28 @@ def predict(net, data_iter, ctx, precision='auto'):
     Raises
     ------
     ValueError
-        If `data_iter` is empty.
+        If `data_iter` is empty, the images do not fit the net, or a label is out of range.
+    FloatingPointError
+        If an image is no finite number.
     """
-    return _predict(compiled(net, resolve_precision(precision, ctx)), data_iter, ctx)
+    return _predict(net, compiled(net, resolve_precision(precision, ctx)), data_iter, ctx)
 
 
-def _predict(forward, data_iter, ctx):
-    predicted, true = [], []
+def _predict(net, forward, data_iter, ctx):
+    predicted, true, sums = [], [], nd.zeros(3, ctx=ctx, dtype='float64')
     for X, y in data_iter:
         X, y = _on(ctx, X, y)
-        if predicted:
-            predicted[-1].wait_to_read()  # one batch computes while the next is prepared
-        predicted.append(forward(X).argmax(axis=1))
+        if not predicted:
+            _check_batch(net, X, y)
+        logits = forward(X)
+        _check_logits(logits)
+        previous, sums = sums, sums + _sums(X, y, logits)
+        previous.wait_to_read()  # one batch computes while the next is prepared
+        predicted.append(logits.argmax(axis=1))
         true.append(y)
     if not predicted:
         raise ValueError('there are no images to predict')
+    _check_sums(*sums.asnumpy()[1:], logits.shape[1])
     return tuple(np.concatenate([array.asnumpy() for array in arrays]).astype(int)
                  for arrays in (predicted, true))
 
@@ -284,34 +303,41 @@ def train_ch5(net, train_iter, test_iter, batch_size, trainer, ctx, num_epochs, 
         seed = check_int('seed', seed, 0, 2**32 - 1)
     if resume and checkpoint is None:
         raise ValueError('resume=True needs checkpoint=, the file to go on from')
-    forward = compiled(net, resolve_precision(precision, ctx))
+    if hasattr(test_iter, '__len__') and not len(test_iter):
+        raise ValueError('test_iter has no batch')
+    resolved = resolve_precision(precision, ctx)
+    forward = compiled(net, resolved)
+    if forward is net and precision == 'bfloat16':
+        raise ValueError("precision='bfloat16' needs a net of hybrid blocks without hooks; this "
+                         "one has no graph. Use precision='auto'")
     print('training on', ctx)
     if threads_note():
         print(threads_note())
+    settings = {'batch_size': batch_size,
+                'precision': 'float32' if forward is net else resolved}
     history = []
     if resume and os.path.exists(checkpoint):
-        history, kept_seed = load_checkpoint(checkpoint, net, trainer, ctx)
-        if seed not in (None, kept_seed):
-            raise ValueError(f'{checkpoint} was made with seed={kept_seed}, not {seed}; leave '
-                             'seed out or pass another checkpoint')
-        seed = kept_seed
+        if seed is not None:
+            settings['seed'] = seed
+        history, seed = load_checkpoint(checkpoint, net, trainer, ctx, settings)
         print(f'going on after epoch {len(history)}, from {checkpoint}')
     elif seed is None:
         seed = int(np.random.randint(2**31))
-    watch = _Watch()
+    settings['seed'] = seed
+    watch = _Watch(ctx)
     num_images = len(train_iter) * batch_size if hasattr(train_iter, '__len__') else None
     for epoch in range(len(history) + 1, num_epochs + 1):
         start = time.time()
         _seed_epoch(seed, epoch)
-        watch.start(epoch)
+        watch.start(epoch, ctx)
         with progress_bar(num_images, ' images', f'epoch {epoch} of {num_epochs}') as bar:
             loss, train_acc = _train_epoch(net, forward, train_iter, trainer, ctx, batch_size,
                                            watch, bar)
-        predicted, true = _predict(forward, test_iter, ctx)
+        predicted, true = _predict(net, forward, test_iter, ctx)
         history.append({'epoch': epoch, 'loss': loss, 'train_acc': train_acc,
                         'test_acc': float((predicted == true).mean()),
                         'seconds': time.time() - start})
         if checkpoint is not None:
-            save_checkpoint(checkpoint, net, trainer, history, seed)
+            save_checkpoint(checkpoint, net, trainer, ctx, history, settings)
         report(history[-1])
     return history

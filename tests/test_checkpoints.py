@@ -133,7 +133,7 @@ def test_parameters_of_other_layers(tmp_path, swap):
 
 def test_a_file_that_is_not_there(tmp_path):
     for load in (lambda path: d2l_ext.load_params(make_net(), path),
-                 lambda path: checkpoints.load_checkpoint(path, make_net(), None, CPU)):
+                 lambda path: checkpoints.load_checkpoint(path, make_net(), None, CPU, {})):
         with pytest.raises(FileNotFoundError, match='gone.npz'):
             load(tmp_path / 'gone.npz')
 
@@ -278,7 +278,7 @@ def test_going_on_from_a_checkpoint(tmp_path, kind, arrays, fresh):
     net = make_net()
     trainer = make_trainer(net, kind)
     train(net, trainer, 3)
-    checkpoints.save_checkpoint(path, net, trainer, HISTORY, 2**32 - 1)
+    checkpoints.save_checkpoint(path, net, trainer, CPU, HISTORY, {'seed': 2**32 - 1})
     kept_values, kept_states = values(net), states(net, trainer)
     assert len(kept_states[0]) == arrays and kept_states[2] == 3
     assert all(np.any(array) for array in kept_states[0].values())
@@ -290,7 +290,7 @@ def test_going_on_from_a_checkpoint(tmp_path, kind, arrays, fresh):
     else:
         train(other, make_trainer(other, kind), 1)
     other_trainer = make_trainer(other, kind)
-    assert checkpoints.load_checkpoint(path, other, other_trainer, CPU) == (HISTORY, 2**32 - 1)
+    assert checkpoints.load_checkpoint(path, other, other_trainer, CPU, {}) == (HISTORY, 2**32 - 1)
     assert same(values(other), kept_values)
     assert same(states(other, other_trainer)[0], kept_states[0])
     assert states(other, other_trainer)[1:] == kept_states[1:]
@@ -303,10 +303,11 @@ def test_going_on_from_a_checkpoint(tmp_path, kind, arrays, fresh):
 
 def test_a_checkpoint_before_the_first_step(tmp_path):
     net = make_net()
-    checkpoints.save_checkpoint(tmp_path / 'run.npz', net, make_trainer(net, 'adam'), [], 0)
+    trainer = make_trainer(net, 'adam')
+    checkpoints.save_checkpoint(tmp_path / 'run.npz', net, trainer, CPU, [], {'seed': 0})
     other = make_net(seed=1)
     trainer = make_trainer(other, 'adam')
-    assert checkpoints.load_checkpoint(tmp_path / 'run.npz', other, trainer, CPU) == ([], 0)
+    assert checkpoints.load_checkpoint(tmp_path / 'run.npz', other, trainer, CPU, {}) == ([], 0)
     assert same(values(other), values(net)) and states(other, trainer)[2] == 0
 
 
@@ -316,12 +317,12 @@ def test_a_checkpoint_of_another_optimizer(tmp_path, kept, here):
     net = make_net()
     trainer = make_trainer(net, kept)
     train(net, trainer, 2)
-    checkpoints.save_checkpoint(tmp_path / 'run.npz', net, trainer, HISTORY, 0)
+    checkpoints.save_checkpoint(tmp_path / 'run.npz', net, trainer, CPU, HISTORY, {'seed': 0})
     other = make_net(seed=1)
     trainer = make_trainer(other, here)
     before = values(other)
     with pytest.raises(ValueError, match='run.npz .*optimizer'):
-        checkpoints.load_checkpoint(tmp_path / 'run.npz', other, trainer, CPU)
+        checkpoints.load_checkpoint(tmp_path / 'run.npz', other, trainer, CPU, {})
     assert same(values(other), before) and states(other, trainer)[2] == 0
 
 
@@ -330,12 +331,12 @@ def test_a_checkpoint_of_another_network(tmp_path, other):
     net = make_net(**other)
     trainer = make_trainer(net, 'momentum')
     train(net, trainer, 1)
-    checkpoints.save_checkpoint(tmp_path / 'run.npz', net, trainer, HISTORY, 0)
+    checkpoints.save_checkpoint(tmp_path / 'run.npz', net, trainer, CPU, HISTORY, {'seed': 0})
     net = make_net()
     trainer = make_trainer(net, 'momentum')
     before = values(net)
     with pytest.raises(ValueError, match='run.npz belongs to another network'):
-        checkpoints.load_checkpoint(tmp_path / 'run.npz', net, trainer, CPU)
+        checkpoints.load_checkpoint(tmp_path / 'run.npz', net, trainer, CPU, {})
     assert same(values(net), before) and states(net, trainer)[0] == {}
 
 
@@ -348,7 +349,7 @@ def test_files_that_are_no_checkpoint(tmp_path):
         if about is not None:
             np.savez(path, about=np.array(about))
         with pytest.raises(ValueError, match='run.npz is not a checkpoint of train_ch5'):
-            checkpoints.load_checkpoint(path, net, trainer, CPU)
+            checkpoints.load_checkpoint(path, net, trainer, CPU, {})
     assert same(values(net), before)
 
 
@@ -357,12 +358,12 @@ def test_a_truncated_checkpoint(tmp_path, cut):
     path, net = tmp_path / 'run.npz', make_net()
     trainer = make_trainer(net, 'adam')
     train(net, trainer, 1)
-    checkpoints.save_checkpoint(path, net, trainer, HISTORY, 0)
+    checkpoints.save_checkpoint(path, net, trainer, CPU, HISTORY, {'seed': 0})
     content = path.read_bytes()
     path.write_bytes(content[:int(cut * len(content)) if isinstance(cut, float) else cut])
     before = values(net)
     with pytest.raises(ValueError, match='run.npz cannot be read as a .npz file of arrays'):
-        checkpoints.load_checkpoint(path, net, trainer, CPU)
+        checkpoints.load_checkpoint(path, net, trainer, CPU, {})
     assert same(values(net), before)
 
 
@@ -370,7 +371,7 @@ def test_nothing_is_pickled(tmp_path):
     net = make_net()
     trainer = make_trainer(net, 'adam')
     train(net, trainer, 1)
-    checkpoints.save_checkpoint(tmp_path / 'run.npz', net, trainer, HISTORY, 0)
+    checkpoints.save_checkpoint(tmp_path / 'run.npz', net, trainer, CPU, HISTORY, {'seed': 0})
     with np.load(tmp_path / 'run.npz', allow_pickle=False) as file:
         assert all(file[name].dtype.kind in 'fU' for name in file.files)
         assert len([name for name in file.files if name.startswith('param:')]) == len(NAMES)

@@ -30,9 +30,12 @@ def run_in_a_terminal(code):
     shown = b''
     while True:
         try:
-            shown += os.read(master, 4096)
+            data = os.read(master, 4096)
         except OSError:  # what Linux says when the other end is closed
             break
+        if not data:  # and macOS
+            break
+        shown += data
     process.wait()
     os.close(master)
     return shown.decode()

@@ -102,7 +102,7 @@ def test_environment():
 ])
 def test_the_command_names_the_notebook(name, notebook):
     assert d2l_ext.recorded(name, Experiment(), CONFIG)['command'] == (
-        f'D2L_EXT_RERUN={name} jupyter execute --inplace chapters/{notebook}.ipynb')
+        f'D2L_EXT_RERUN={name} jupyter execute chapters/{notebook}.ipynb')
 
 
 def test_extras_are_kept():
@@ -359,3 +359,15 @@ def test_cache_folder_without_a_setting(monkeypatch):
             monkeypatch.setenv('D2L_EXT_CACHE', value)
         folder = records.cache_folder()
         assert folder.name == 'records' and folder.is_absolute() and 'd2l_ext' in folder.parts
+
+
+def test_the_checkpoint_of_a_finished_run_does_not_stand_for_the_next(monkeypatch):
+    def experiment(config, seed, variant):
+        path = d2l_ext.checkpoint_path(NAME, config, seed, variant)
+        assert not path.exists()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b'the end of this run')
+        return Experiment()(config, seed, variant)
+
+    commit(monkeypatch, experiment)
+    commit(monkeypatch, experiment)

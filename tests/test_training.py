@@ -223,7 +223,7 @@ def test_wrong_precision():
 
 @pytest.mark.parametrize('optimizer, optimizer_params', [
     ('sgd', {'learning_rate': 0.1}), ('sgd', {'learning_rate': 0.1, 'momentum': 0.9, 'wd': 1e-3}),
-    ('adam', {'learning_rate': 0.01}),
+    ('adam', {'learning_rate': 0.01}), ('nadam', {'learning_rate': 0.01}),
     ('sgd', {'lr_scheduler': mx.lr_scheduler.CosineScheduler(20, base_lr=0.1)}),
 ])
 def test_resumed_run_equals_an_uninterrupted_one(tmp_path, optimizer, optimizer_params, capsys):
@@ -275,7 +275,7 @@ def test_killed_at_any_moment(tmp_path):
     assert_same(resumed, whole)
 
 
-def test_checkpoint_of_another_network(tmp_path):
+def test_checkpoint_of_another_network_or_setting(tmp_path, monkeypatch):
     path = tmp_path / 'run.npz'
     train(checkpoint=path)
     content = path.read_bytes()
@@ -285,6 +285,9 @@ def test_checkpoint_of_another_network(tmp_path):
         train(other, checkpoint=path, resume=True)
     with pytest.raises(ValueError, match='seed=0, not 3'):
         train(checkpoint=path, resume=True, seed=3)
+    with pytest.raises(ValueError, match="precision='float32', not 'bfloat16'"):
+        monkeypatch.setattr(training, 'resolve_precision', lambda *_: 'bfloat16')
+        train(checkpoint=path, resume=True)
     assert path.read_bytes() == content
 
 
@@ -325,7 +328,31 @@ def test_a_dead_start_is_told_before_a_long_epoch_ends(capsys, monkeypatch):
                 yield batch
 
     train(net, batches=Counting(batches), num_epochs=1)
-    assert told_after[0] == 2
+    assert told_after[0] == 6  # five in a row, seen at the next look
+
+
+def test_a_start_that_dies_on_the_way_is_told_in_the_same_epoch(capsys):
+    """The bias is large enough to pass the first batches, and is then driven down."""
+    batches = list(make_batches(320))
+    net = dead_net()
+    net.initialize(init.Xavier())
+    net(batches[0][0])
+
+    class Dying(list):
+        def __iter__(self):
+            for i, batch in enumerate(list.__iter__(self)):
+                net[0].bias.set_data(nd.full((10,), 100. if i < 4 else -1e6))
+                yield batch
+
+    train(net, batches=Dying(batches), num_epochs=1)
+    assert capsys.readouterr().out.count('dead start') == 1
+
+
+def test_zeros_before_the_first_step_are_no_dead_start(capsys):
+    net = nn.HybridSequential()
+    net.add(nn.Dense(10, weight_initializer='zeros'))
+    train(net, batches=[next(iter(make_batches()))], num_epochs=2)
+    assert 'dead' not in capsys.readouterr().out
 
 
 def test_a_healthy_run_is_not_called_dead(capsys):
@@ -347,7 +374,7 @@ def test_a_loss_that_is_no_number_stops_and_leaves_the_checkpoint(tmp_path):
 def test_images_that_are_no_numbers(value):
     (X, y), *rest = make_batches()
     X[3, 0, 4, 4] = value
-    with pytest.raises(FloatingPointError, match='images of epoch 1 hold NaN or infinity'):
+    with pytest.raises(FloatingPointError, match='some images hold NaN or infinity'):
         train(batches=[*rest, (X, y)])
 
 
@@ -377,10 +404,46 @@ def test_wrong_batches(change, message):
         train(batches=[change(X, y) for X, y in make_batches()])
 
 
-@pytest.mark.parametrize('batches', [[], iter(())], ids=['list', 'iterator'])
-def test_no_batches(batches):
-    with pytest.raises(ValueError, match='yields no batch'):
+@pytest.mark.parametrize('batches, message', [
+    ([], 'test_iter has no batch'), (iter(()), 'yields no batch')], ids=['list', 'iterator'])
+def test_no_batches(batches, message):
+    with pytest.raises(ValueError, match=message):
         train(batches=batches)
+
+
+@pytest.mark.parametrize('change, error, message', [
+    (lambda X, y: (X.astype('uint8'), y), ValueError, 'must be float32'),
+    (lambda X, y: (X[:, 0], y), ValueError, 'cannot take the shape'),
+    (lambda X, y: (X, y + 90), ValueError, 'outside 0 to 9'),
+    (lambda X, y: (X * math.nan, y), FloatingPointError, 'images hold NaN'),
+])
+def test_predict_checks_its_batches_too(change, error, message):
+    net = small_net()
+    net.initialize()
+    with pytest.raises(error, match=message):
+        d2l_ext.predict(net, [change(X, y) for X, y in make_batches()], CPU, 'float32')
+    with pytest.raises(ValueError, match='no images'):
+        d2l_ext.evaluate_accuracy(net, [], CPU)
+
+
+def test_bfloat16_needs_a_graph(monkeypatch):
+    monkeypatch.setattr(training, 'resolve_precision', lambda precision, ctx: 'bfloat16')
+    with pytest.raises(ValueError, match='hybrid blocks'):
+        train(Custom(), precision='bfloat16')
+    train(Custom(), precision='auto')
+
+
+def test_a_hybrid_block_that_asks_for_shapes_runs_layer_by_layer():
+    class Asking(gluon.HybridBlock):
+        def __init__(self):
+            super().__init__()
+            self.dense = nn.Dense(10)
+
+        def hybrid_forward(self, F, X):
+            return self.dense(X.reshape((X.shape[0], -1)))
+
+    _, history = train(Asking())
+    assert history[1]['loss'] < history[0]['loss']
 
 
 def test_net_without_logits():
