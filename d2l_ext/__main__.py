@@ -124,10 +124,12 @@ def print_rows(rows):
     for row in rows:
         if row['epoch'] == 1:
             print('epoch      loss     book  train acc   book  test acc   book  seconds')
-        loss, train_acc, test_acc = (BOOK[row['epoch'] - 1] if row['epoch'] <= len(BOOK)
-                                     else ('', '', ''))
-        print(f"{row['epoch']:5}  {row['loss']:8.4f} {loss:8}  {row['train_acc']:9.3f} "
-              f"{train_acc:6}  {row['test_acc']:8.3f} {test_acc:6}  {row['seconds']:7.1f}",
+        book = ('', '', '')
+        if row['epoch'] <= len(BOOK):
+            loss, train_acc, test_acc = BOOK[row['epoch'] - 1]
+            book = f'{loss:.4f}', f'{train_acc:.3f}', f'{test_acc:.3f}'
+        print(f"{row['epoch']:5}  {row['loss']:8.4f} {book[0]:>8}  {row['train_acc']:9.3f} "
+              f"{book[1]:>6}  {row['test_acc']:8.3f} {book[2]:>6}  {row['seconds']:7.1f}",
               flush=True)
 
 

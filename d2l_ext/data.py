@@ -1,6 +1,5 @@
 """Fashion-MNIST, the embedded digits, and batches of either."""
 import gzip
-import hashlib
 import os
 import pathlib
 import struct
@@ -26,10 +25,19 @@ FASHION_MNIST_MD5 = {
     't10k-images-idx3-ubyte.gz': 'bef4ecab320f06d8554ea6380940ec79',
     't10k-labels-idx1-ubyte.gz': 'bb300cfdad3c16e7a12a480ee83cd310',
 }
+# SHA1 sums of MXNet's own copy, compressed anew, as mxnet.gluon.data.vision.FashionMNIST has them.
+FASHION_MNIST_SHA1 = {
+    'train-images-idx3-ubyte.gz': '0cf37b0d40ed5169c6b3aba31069a9770ac9043d',
+    'train-labels-idx1-ubyte.gz': '236021d52f1e40852b06a4c3008d8de8aef1e40b',
+    't10k-images-idx3-ubyte.gz': '626ed6a7c06dd17c0eec72fa3be1740f146a2863',
+    't10k-labels-idx1-ubyte.gz': '17f9ab60e7257a1620f4ad76bbbaf857c3920701',
+}
+# Each with the kind of sum that its archives have.
 FASHION_MNIST_MIRRORS = (
-    'http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/',
-    'https://github.com/zalandoresearch/fashion-mnist/raw/master/data/fashion/',
-    'https://apache-mxnet.s3-accelerate.dualstack.amazonaws.com/gluon/dataset/fashion-mnist/',
+    ('http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/', 'md5'),
+    ('https://github.com/zalandoresearch/fashion-mnist/raw/master/data/fashion/', 'md5'),
+    ('https://apache-mxnet.s3-accelerate.dualstack.amazonaws.com/gluon/dataset/fashion-mnist/',
+     'sha1'),
 )
 DOWNLOAD_TIMEOUT = 15  # seconds without an answer before the next mirror is tried
 
@@ -111,18 +119,21 @@ class Batches:
                        self.max_value, self.name, self.classes)
 
 
-def _md5(path):
-    digest = hashlib.md5()
-    with open(path, 'rb') as file:
-        for block in iter(lambda: file.read(1 << 20), b''):
-            digest.update(block)
-    return digest.hexdigest()
+def known_hash(name, kind='md5'):
+    """Return the published sum of an archive as pooch writes it, such as ``md5:8d4fb...``."""
+    return f"{kind}:{(FASHION_MNIST_MD5 if kind == 'md5' else FASHION_MNIST_SHA1)[name]}"
 
 
-def _check_md5(path):
-    if _md5(path) != FASHION_MNIST_MD5[path.name]:
+def is_published(path):
+    """Return whether a file is the archive of its name, as published or as MXNet has it."""
+    return any(f'{kind}:{pooch.file_hash(path, kind)}' == known_hash(path.name, kind)
+               for kind in ('md5', 'sha1'))
+
+
+def _check_published(path):
+    if not is_published(path):
         raise ValueError(
-            f'{path} is not the published archive (its MD5 sum differs): damaged, incomplete or '
+            f'{path} is not the published archive (its checksum differs): damaged, incomplete or '
             'swapped with another. Remove it or fetch it again; for a copy that differs on '
             'purpose pass its folder as root with verify=False')
 
@@ -158,7 +169,7 @@ def _read_fashion_mnist(folder, split, verify):
             raise FileNotFoundError(f'{path} is missing. Put the four Fashion-MNIST archives '
                                     'there, or leave root out to have them downloaded')
         if verify:
-            _check_md5(path)
+            _check_published(path)
         arrays.append(_read_idx(path, num_dimensions))
     images, labels = arrays
     if not len(images) or images.shape != (len(labels), 28, 28):
@@ -175,32 +186,37 @@ def _find_fashion_mnist():
         folder = pathlib.Path(os.environ['D2L_EXT_DATA']) / 'fashion-mnist'
         present = [name for name in FASHION_MNIST_MD5 if (folder / name).is_file()]
         for name in present:  # what the reader put there is never replaced
-            _check_md5(folder / name)
+            _check_published(folder / name)
         if len(present) == len(FASHION_MNIST_MD5):
             return folder
-    if all((mxnet_cache / name).is_file() and _md5(mxnet_cache / name) == md5
-           for name, md5 in FASHION_MNIST_MD5.items()):
+    if all((mxnet_cache / name).is_file() and is_published(mxnet_cache / name)
+           for name in FASHION_MNIST_MD5):
         return mxnet_cache
-    for name, md5 in FASHION_MNIST_MD5.items():
-        _download(name, md5, folder)
+    for name in FASHION_MNIST_MD5:
+        if not ((folder / name).is_file() and is_published(folder / name)):
+            _download(name, folder)
     return folder
 
 
-def _download(name, md5, folder):
+def _download(name, folder):
     """Fetch one archive into `folder` from the first mirror that has it, whole or not at all."""
     import requests  # a tenth of a second, needed here only
 
     pooch.get_logger().setLevel('WARNING')
     failures = []
-    for mirror in FASHION_MNIST_MIRRORS:
+    for mirror, kind in FASHION_MNIST_MIRRORS:
         with progress_bar(1, 'B', name) as bar:  # pooch sets the total; with None it fails
             downloader = pooch.HTTPDownloader(progressbar=bar, timeout=DOWNLOAD_TIMEOUT,
                                               chunk_size=1 << 16)
             try:
-                pooch.retrieve(mirror + name, f'md5:{md5}', name, folder, downloader=downloader)
+                pooch.retrieve(mirror + name, known_hash(name, kind), name, folder,
+                               downloader=downloader)
                 return
             except (requests.RequestException, ValueError) as error:
                 failures.append(f'  {mirror}: {type(error).__name__}')
+            except OSError as error:
+                raise OSError(f'{name} cannot be kept in {folder}: {error}. Make room there, or '
+                              'set D2L_EXT_DATA to a folder that can be written') from None
     raise OSError(f'Fashion-MNIST is not on this machine and {name} could not be downloaded:\n'
                   + '\n'.join(failures)
                   + '\nConnect to the network and try again, or put the four archives into '

@@ -128,10 +128,10 @@ def _find_data(data, mxnet_home, problems):
     own = os.environ.get('D2L_EXT_DATA')
     folders = [pathlib.Path(own) / 'fashion-mnist', cache] if own else [cache]
     for folder in folders:
-        paths = {folder / name: md5 for name, md5 in data.FASHION_MNIST_MD5.items()}
+        paths = [folder / name for name in data.FASHION_MNIST_MD5]
         if not all(path.is_file() for path in paths):
             continue
-        damaged = [path.name for path, md5 in paths.items() if data._md5(path) != md5]
+        damaged = [path.name for path in paths if not data.is_published(path)]
         if not damaged:
             return f'Fashion-MNIST in {folder}'
         if folder != cache:  # in MXNet's cache d2l_ext replaces them itself

@@ -2,6 +2,7 @@
 import collections
 import functools
 import gzip
+import hashlib
 import http.server
 import io
 import os
@@ -27,7 +28,7 @@ REAL = pathlib.Path(os.environ.get('D2L_EXT_DATA', '')) / 'fashion-mnist'
 @pytest.fixture(autouse=True)
 def offline(isolated, monkeypatch):
     """No mirror answers; nothing but what a test puts there is found."""
-    monkeypatch.setattr(data, 'FASHION_MNIST_MIRRORS', ('http://127.0.0.1:9/',))
+    monkeypatch.setattr(data, 'FASHION_MNIST_MIRRORS', (('http://127.0.0.1:9/', 'md5'),))
     for name in ('NO_PROXY', 'no_proxy'):
         monkeypatch.setenv(name, '127.0.0.1')
 
@@ -227,7 +228,7 @@ def test_download_from_the_second_mirror(isolated, published, mirrors, monkeypat
     for name, archive in content(copy(published, isolated / 'cut off')).items():
         (isolated / 'cut off' / name).write_bytes(archive[:-20])
     monkeypatch.setattr(data, 'FASHION_MNIST_MIRRORS',
-                        (mirrors.url(first), mirrors.url('published')))
+                        ((mirrors.url(first), 'md5'), (mirrors.url('published'), 'md5')))
     folder = mxnet_cache(isolated)
     if place == 'D2L_EXT_DATA':
         monkeypatch.setenv('D2L_EXT_DATA', str(isolated / 'data'))
@@ -249,10 +250,36 @@ def test_download_of_what_the_cache_lacks(isolated, published, mirrors, monkeypa
     (folder / TEST_IMAGES).write_bytes(b'cut off')
     for name in missing:
         (folder / name).unlink()
-    monkeypatch.setattr(data, 'FASHION_MNIST_MIRRORS', (mirrors.url('published'),))
+    monkeypatch.setattr(data, 'FASHION_MNIST_MIRRORS', ((mirrors.url('published'), 'md5'),))
     d2l_ext.load_data_fashion_mnist(8, ctx=CPU)
     assert content(folder) == content(published)
     assert {path.split('/')[-1] for path in mirrors.paths} == {TEST_IMAGES, *missing}
+
+
+def test_mxnets_own_copy_counts_too(isolated, published, mirrors, monkeypatch):
+    """The same images compressed anew: MXNet's cache and mirror have other check sums."""
+    write_archives(isolated / 'own copy', seed=1)
+    monkeypatch.setattr(data, 'FASHION_MNIST_SHA1', {
+        name: hashlib.sha1(archive).hexdigest()
+        for name, archive in content(isolated / 'own copy').items()})
+    monkeypatch.setattr(data, 'FASHION_MNIST_MIRRORS', (
+        (mirrors.url('own copy'), 'md5'), (mirrors.url('own copy'), 'sha1')))
+    for _ in range(2):  # the second time from the cache
+        d2l_ext.load_data_fashion_mnist(8, ctx=CPU)
+        assert content(mxnet_cache(isolated)) == content(isolated / 'own copy')
+    assert len(mirrors.paths) == 8
+
+
+def test_a_damaged_archive_that_the_reader_put_there_stays(isolated, published, mirrors,
+                                                           monkeypatch):
+    folder = copy(published, isolated / 'data' / 'fashion-mnist')
+    (folder / TRAIN_IMAGES).write_bytes(b'mine')
+    (folder / TEST_LABELS).unlink()
+    monkeypatch.setenv('D2L_EXT_DATA', str(isolated / 'data'))
+    monkeypatch.setattr(data, 'FASHION_MNIST_MIRRORS', ((mirrors.url('published'), 'md5'),))
+    with pytest.raises(ValueError, match=f'{TRAIN_IMAGES} is not the published archive'):
+        d2l_ext.load_data_fashion_mnist(8, ctx=CPU)
+    assert (folder / TRAIN_IMAGES).read_bytes() == b'mine' and mirrors.paths == []
 
 
 def test_progress_bar_of_a_download(published, mirrors, monkeypatch):
@@ -263,7 +290,7 @@ def test_progress_bar_of_a_download(published, mirrors, monkeypatch):
         return bars[-1]
 
     monkeypatch.setattr(data, 'progress_bar', bar)
-    monkeypatch.setattr(data, 'FASHION_MNIST_MIRRORS', (mirrors.url('published'),))
+    monkeypatch.setattr(data, 'FASHION_MNIST_MIRRORS', ((mirrors.url('published'), 'md5'),))
     d2l_ext.load_data_fashion_mnist(8, ctx=CPU)
     assert [bar.desc.rstrip(': ') for bar in bars] == list(data.FASHION_MNIST_MD5)
     sizes = [len(content(published)[name]) for name in data.FASHION_MNIST_MD5]
@@ -273,7 +300,7 @@ def test_progress_bar_of_a_download(published, mirrors, monkeypatch):
 def test_wrong_bytes_are_not_kept(isolated, published, mirrors, monkeypatch):
     write_archives(isolated / 'wrong', seed=5)
     urls = mirrors.url('missing'), mirrors.url('wrong'), 'http://127.0.0.1:9/'
-    monkeypatch.setattr(data, 'FASHION_MNIST_MIRRORS', urls)
+    monkeypatch.setattr(data, 'FASHION_MNIST_MIRRORS', tuple((url, 'md5') for url in urls))
     with pytest.raises(OSError) as caught:
         d2l_ext.load_data_fashion_mnist(8)
     message = str(caught.value)
@@ -290,7 +317,7 @@ def test_a_file_where_the_folder_should_be(isolated, published, mirrors, monkeyp
     (isolated / 'data').mkdir()
     (isolated / 'data' / 'fashion-mnist').write_bytes(b'mine')
     monkeypatch.setenv('D2L_EXT_DATA', str(isolated / 'data'))
-    monkeypatch.setattr(data, 'FASHION_MNIST_MIRRORS', (mirrors.url('published'),))
+    monkeypatch.setattr(data, 'FASHION_MNIST_MIRRORS', ((mirrors.url('published'), 'md5'),))
     with pytest.raises(OSError, match='fashion-mnist'):
         d2l_ext.load_data_fashion_mnist(8)
     assert (isolated / 'data' / 'fashion-mnist').read_bytes() == b'mine'
@@ -303,14 +330,14 @@ def test_a_folder_without_write_permission(isolated, published, mirrors, monkeyp
         raise PermissionError(13, 'Permission denied')
 
     monkeypatch.setattr(data.pooch.core, 'temporary_file', refuse)  # root may write anywhere
-    monkeypatch.setattr(data, 'FASHION_MNIST_MIRRORS', (mirrors.url('published'),) * 2)
-    with pytest.raises(PermissionError):
+    monkeypatch.setattr(data, 'FASHION_MNIST_MIRRORS', ((mirrors.url('published'), 'md5'),) * 2)
+    with pytest.raises(OSError, match='Permission denied.*D2L_EXT_DATA'):
         d2l_ext.load_data_fashion_mnist(8)
 
 
 def test_a_full_disk(isolated, published, mirrors, monkeypatch):
     resource = pytest.importorskip('resource')
-    monkeypatch.setattr(data, 'FASHION_MNIST_MIRRORS', (mirrors.url('published'),) * 2)
+    monkeypatch.setattr(data, 'FASHION_MNIST_MIRRORS', ((mirrors.url('published'), 'md5'),) * 2)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (3000, hard))  # Python ignores SIGXFSZ
     try:

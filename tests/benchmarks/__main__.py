@@ -70,10 +70,11 @@ def main():
     print(f"\nNiN of section 7.3, 224x224, batch 128, {environment()['processor']}")
     print(f"{'':28} images/s  against {BASE}          peak memory  input")
     for name, row in rows.items():
-        share = statistics.median(turn.get('input_share', float('nan')) for turn in row['turns'])
+        shares = [turn['input_share'] for turn in row['turns'] if 'input_share' in turn]
+        share = f'{statistics.median(shares):.1%}' if shares else 'not measured'
         print(f"{name:28} {row['images_per_second']:8.1f}  {row['ratio']:5.2f} "
               f"({row['ratio_min']:.2f} to {row['ratio_max']:.2f})         "
-              f"{row['peak_gib']:6.2f} GiB  {share:6.1%}")
+              f"{row['peak_gib']:6.2f} GiB  {share}")
 
 
 if __name__ == '__main__':
