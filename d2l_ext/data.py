@@ -178,7 +178,7 @@ def _read_fashion_mnist(folder, split, verify):
     return arrays
 
 
-def _find_fashion_mnist():
+def find_fashion_mnist():
     """Return a folder that holds the four archives; download them if no known folder does."""
     mxnet_cache = pathlib.Path(mx.base.data_dir()) / 'datasets' / 'fashion-mnist'
     folder = mxnet_cache
@@ -266,7 +266,7 @@ def load_data_fashion_mnist(batch_size, resize=None, root=None, *, verify=True, 
     (128, 1, 224, 224) (128,)
     """
     check_int('batch_size', batch_size, 1)
-    folder = pathlib.Path(root) if root is not None else _find_fashion_mnist()
+    folder = pathlib.Path(root) if root is not None else find_fashion_mnist()
     train, test = (_read_fashion_mnist(folder, split, verify) for split in ('train', 't10k'))
     return tuple(
         Batches(images, labels, size, resize, shuffle, ctx, name='Fashion-MNIST',

@@ -20,7 +20,7 @@ import numpy as np
 from . import training
 from .arguments import check_int, check_number
 from .devices import mx, resolve_precision
-from .plotting import _COLORS, plt
+from .plotting import COLORS, plt
 from .progress import progress_bar
 
 nd, gluon, autograd = mx.nd, mx.gluon, mx.autograd
@@ -81,13 +81,13 @@ class RangeTest:
         """
         if axes is None:
             _, axes = plt.subplots(figsize=(5, 3.2), layout='constrained')
-        axes.plot(self.lrs, self.losses, '.', color=_COLORS[5], markersize=4, label='batches')
-        axes.plot(self.lrs, self.smoothed, '-', color=_COLORS[0], label='smoothed')
+        axes.plot(self.lrs, self.losses, '.', color=COLORS[5], markersize=4, label='batches')
+        axes.plot(self.lrs, self.smoothed, '-', color=COLORS[0], label='smoothed')
         if self.suggestion is not None:
-            axes.axvline(self.suggestion, color=_COLORS[1], linestyle='--',
+            axes.axvline(self.suggestion, color=COLORS[1], linestyle='--',
                          label=f'suggestion {self.suggestion:.2g}')
         if self.dead_from is not None:
-            axes.axvspan(self.dead_from, self.lrs[-1], color=_COLORS[6], alpha=0.15,
+            axes.axvspan(self.dead_from, self.lrs[-1], color=COLORS[6], alpha=0.15,
                          label='dead: every logit is 0')
         if self.losses:
             # A loss that explodes would leave the rest of the curve a flat line.

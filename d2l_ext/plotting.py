@@ -5,16 +5,16 @@ from matplotlib.ticker import MaxNLocator
 
 # Okabe and Ito's colours, told apart with any kind of colour vision; line styles and markers
 # differ too, for black-and-white print.
-_COLORS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#000000')
+COLORS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#000000')
 _LINES = ('-', '--', '-.', ':')
 _MARKERS = 'osD^vPX'
 
 
-def _curve(axes, histories, key, label, i):
+def plot_curve(axes, histories, key, label, i):
     """Draw the mean of `key` over the histories, and a band from the lowest to the highest."""
     epochs = [row['epoch'] for row in histories[0]]
     values = np.array([[row[key] for row in history] for history in histories])
-    color = _COLORS[i % len(_COLORS)]
+    color = COLORS[i % len(COLORS)]
     axes.plot(epochs, values.mean(axis=0), _LINES[i % len(_LINES)], color=color,
               marker=_MARKERS[i % len(_MARKERS)], markersize=4, label=label)
     if len(histories) > 1:
@@ -42,11 +42,11 @@ def plot_histories(groups, figsize=(9, 3.2)):
     figure, axes = plt.subplots(1, 2, figsize=figsize, layout='constrained')
     i = 0
     for label, histories in groups.items():
-        _curve(axes[0], histories, 'loss', label or None, i)
+        plot_curve(axes[0], histories, 'loss', label or None, i)
         for key, what in (('train_acc', 'training'), ('val_acc', 'validation'),
                           ('test_acc', 'test')):
             if all(key in row for history in histories for row in history):
-                _curve(axes[1], histories, key, f'{label} {what}'.strip(), i)
+                plot_curve(axes[1], histories, key, f'{label} {what}'.strip(), i)
                 i += 1
     axes[0].set(xlabel='epoch', ylabel='cross-entropy loss')
     axes[1].set(xlabel='epoch', ylabel='accuracy')
@@ -146,7 +146,7 @@ def plot_speed(record, axes=None):
     names = list(record['rows'])[::-1]
     speeds = [record['rows'][name]['images_per_second'] for name in names]
     bars = axes.barh([f"{name}, {record['rows'][name]['turns'][0]['threads']} thread(s)"
-                      for name in names], speeds, color=_COLORS[0])
+                      for name in names], speeds, color=COLORS[0])
     axes.bar_label(bars, [f"{speed:.0f} ({record['rows'][name]['ratio']:.1f}x)"
                           for name, speed in zip(names, speeds)], padding=3, fontsize='small')
     axes.set(xlabel='training images/s',

@@ -26,9 +26,9 @@ _ADVICE = 'Try a smaller learning rate, or go back to the last checkpoint'
 DEAD_START = """\
 dead start: every logit of the last {batches} batches is exactly 0, so the loss is \
 ln {classes} = {loss:.6f} and every gradient is 0. All outputs of the last ReLU went negative at \
-once and nothing can bring them back; the rest of this run will not change it. Cures: another \
-seed, net.initialize(init.MSRAPrelu(slope=0)), a smaller learning rate, or no ReLU before the \
-last pooling."""
+once, and plain SGD cannot bring them back: the rest of this run will stay as it is. Cures: \
+another seed, net.initialize(init.MSRAPrelu(slope=0)), a smaller learning rate, or no ReLU before \
+the last pooling."""
 
 
 def compiled(net, precision='float32'):

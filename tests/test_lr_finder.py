@@ -453,7 +453,7 @@ def test_plot():
     labels = [text.get_text() for text in axes.get_legend().get_texts()]
     assert labels == ['batches', 'smoothed', 'suggestion 0.004']
     colors = {line.get_color() for line in axes.lines}
-    assert len(colors) == 3 and colors <= set(plotting._COLORS)
+    assert len(colors) == 3 and colors <= set(plotting.COLORS)
     assert axes.get_ylim()[1] < 10  # the curve is not squashed by what came after
     assert (axes.get_xlabel(), axes.get_ylabel()) == ('learning rate', 'cross-entropy loss')
     axes.figure.canvas.draw()

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 
-from d2l_ext.data import FASHION_MNIST_MD5, _find_fashion_mnist
+from d2l_ext.data import FASHION_MNIST_MD5, find_fashion_mnist
 from d2l_ext.files import atomic_write
 from d2l_ext.records import environment, results_folder
 
@@ -47,7 +47,7 @@ def main():
         folder = pathlib.Path(mxnet_home) / 'datasets' / 'fashion-mnist'
         folder.mkdir(parents=True)
         for name in FASHION_MNIST_MD5:
-            shutil.copy(_find_fashion_mnist() / name, folder)
+            shutil.copy(find_fashion_mnist() / name, folder)
         for i in range(pairs):
             for name, results in turns.items():
                 results.append(measure(name, mxnet_home))

@@ -6,7 +6,7 @@ from matplotlib import pyplot as plt
 
 from d2l_ext import load_record, results_folder
 from d2l_ext.__main__ import BOOK
-from d2l_ext.plotting import _curve, plot_speed
+from d2l_ext.plotting import plot_curve, plot_speed
 
 
 def main():
@@ -15,7 +15,7 @@ def main():
     speed = json.loads((results_folder() / 'benchmarks.json').read_text())
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3), layout='constrained')
     histories = [run['history'] for run in record['runs']]
-    _curve(left, histories, 'test_acc', 'here', 0)
+    plot_curve(left, histories, 'test_acc', 'here', 0)
     left.plot(range(1, 6), [row[2] for row in BOOK], 'k:', label="the book's run")
     left.set(title='Section 7.3 at full scale', xlabel='epoch', ylabel='test accuracy', ylim=(0, 1),
              xticks=range(1, 6))
