@@ -20,7 +20,8 @@ import numpy as np
 from . import training
 from .arguments import check_int, check_number
 from .devices import mx, resolve_precision
-from .plotting import COLORS, plt
+from .nets import check_initialized, check_trainer
+from .plotting import COLORS, check_axes, plt
 from .progress import progress_bar
 
 nd, gluon, autograd = mx.nd, mx.gluon, mx.autograd
@@ -81,6 +82,7 @@ class RangeTest:
         """
         if axes is None:
             _, axes = plt.subplots(figsize=(5, 3.2), layout='constrained')
+        check_axes(axes)
         axes.plot(self.lrs, self.losses, '.', color=COLORS[5], markersize=4, label='batches')
         axes.plot(self.lrs, self.smoothed, '-', color=COLORS[0], label='smoothed')
         if self.suggestion is not None:
@@ -247,9 +249,10 @@ def range_test(net, train_iter, trainer, ctx, lr_min=1e-5, lr_max=1.0, num_steps
     divergence = check_number('divergence', divergence, 1)
     seed = check_int('seed', seed, 0, 2**32 - 1)
     precision = resolve_precision(precision, ctx)
+    training.check_batches('train_iter', train_iter)
+    check_trainer(trainer, net)
+    check_initialized(net, ctx)
     params = list(net.collect_params().values())
-    if not isinstance(trainer, gluon.Trainer) or not set(trainer._params) <= set(params):
-        raise ValueError("trainer must be a gluon.Trainer of the net's own parameters")
     loss_function = gluon.loss.SoftmaxCrossEntropyLoss()
     lrs, losses, smoothed = [], [], []
     mean, zeros, stopped = 0., 0, 'end'
@@ -257,10 +260,8 @@ def range_test(net, train_iter, trainer, ctx, lr_min=1e-5, lr_max=1.0, num_steps
             progress_bar(num_steps, ' steps', 'learning rate range test') as bar:
         forward, stand_in = training.compiled(net, precision), _stand_in(trainer)
         rates = np.geomspace(lr_min, lr_max, num_steps).tolist()
-        for i, (lr, (X, y)) in enumerate(zip(rates, _cycle(train_iter, seed)), 1):
-            X, y = training._on(ctx, X, y)
-            if i == 1:
-                training._check_batch(net, X, y)
+        batches = training._checked(net, ctx, 'train_iter', _cycle(train_iter, seed))
+        for i, (lr, (X, y)) in enumerate(zip(rates, batches), 1):
             with autograd.record():
                 logits = forward(X)
                 training._check_logits(logits)

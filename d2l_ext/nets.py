@@ -1,6 +1,14 @@
-"""Section 7.3's networks."""
-from .arguments import check_int, check_pair
-from .devices import mx
+"""The networks of section 7.3 and of the paper behind it."""
+from .arguments import (
+    check_choice,
+    check_flag,
+    check_int,
+    check_pair,
+    check_shape,
+    check_type,
+    refusal,
+)
+from .devices import check_ctx, mx
 
 nn = mx.gluon.nn
 
@@ -36,14 +44,37 @@ def nin_block(num_channels, kernel_size, strides, padding, num_one_by_one=2):
     (1, 96, 54, 54)
     """
     num_channels = check_int('num_channels', num_channels, 1)
+    num_one_by_one = check_int('num_one_by_one', num_one_by_one, 0)
+    return mlpconv([num_channels] * (1 + num_one_by_one), kernel_size, strides, padding)
+
+
+def mlpconv(channels, kernel_size, strides, padding):
+    """Return what the paper calls an mlpconv layer: a NiN block with a width for each layer.
+
+    Parameters
+    ----------
+    channels : sequence of int
+        Output channels of the first convolution and of each 1x1 convolution after it.
+    kernel_size, strides, padding : int or pair of int
+        Of the first convolution, in pixels (height and width).
+
+    Returns
+    -------
+    mxnet.gluon.nn.HybridSequential
+        As that of :func:`nin_block`.
+
+    Raises
+    ------
+    ValueError
+        If a number is out of range.
+    """
+    first, *others = check_shape('channels', channels, 'the widths of the layers, such as (96, 96)')
     kernel_size = check_pair('kernel_size', kernel_size, 1)
     strides = check_pair('strides', strides, 1)
     padding = check_pair('padding', padding, 0)
-    num_one_by_one = check_int('num_one_by_one', num_one_by_one, 0)
     block = nn.HybridSequential()
-    block.add(nn.Conv2D(num_channels, kernel_size, strides, padding, activation='relu'))
-    for _ in range(num_one_by_one):
-        block.add(nn.Conv2D(num_channels, kernel_size=1, activation='relu'))
+    block.add(nn.Conv2D(first, kernel_size, strides, padding, activation='relu'),
+              *(nn.Conv2D(width, kernel_size=1, activation='relu') for width in others))
     return block
 
 
@@ -86,6 +117,79 @@ def nin(num_classes=10, num_one_by_one=2):
     return net
 
 
+def nin_cifar10(num_classes=10, second_pooling='average', ceil_mode=True):
+    """Return the CIFAR-10 network of the NiN paper, as its authors published it for Caffe.
+
+    Lin, Chen and Yan, *Network In Network*, 2013, and the model "NIN-CIFAR10" in Caffe's model zoo;
+    its weights start from a normal distribution with deviation 0.05. Ten classes: 966,986
+    parameters.
+
+    Parameters
+    ----------
+    num_classes : int
+        Channels of the last block.
+    second_pooling : {'average', 'maximum'}
+        The authors' network takes averages, ports of it also maxima.
+    ceil_mode : bool
+        Whether the poolings round up, as Caffe does; else they pad by one pixel. On images of
+        32x32 pixels both give maps of 16x16 and 8x8.
+
+    Returns
+    -------
+    mxnet.gluon.nn.HybridSequential
+        Maps (batch, any channels, height, width) to (batch, num_classes).
+
+    Raises
+    ------
+    ValueError
+        If an argument is out of range.
+    """
+    num_classes = check_int('num_classes', num_classes, 1)
+    pooling = {'average': nn.AvgPool2D, 'maximum': nn.MaxPool2D}[
+        check_choice('second_pooling', second_pooling, ('average', 'maximum'))]
+    ceil_mode = check_flag('ceil_mode', ceil_mode)
+    window = {'pool_size': 3, 'strides': 2, 'padding': 0 if ceil_mode else 1,
+              'ceil_mode': ceil_mode}
+    net = nn.HybridSequential()
+    net.add(mlpconv((192, 160, 96), 5, 1, 2), nn.MaxPool2D(**window), nn.Dropout(0.5),
+            mlpconv((192, 192, 192), 5, 1, 2), pooling(**window), nn.Dropout(0.5),
+            mlpconv((192, 192, num_classes), 3, 1, 1), nn.GlobalAvgPool2D(), nn.Flatten())
+    return net
+
+
+def nin_imagenet(num_classes=1000, ceil_mode=True):
+    """Return the ImageNet network that the authors of NiN published for Caffe ("NIN-Imagenet").
+
+    Without the softmax at its end. A thousand classes: 7,595,176 parameters.
+
+    Parameters
+    ----------
+    num_classes : int
+        Channels of the last 1x1 convolution.
+    ceil_mode : bool
+        Whether the poolings round up, as Caffe does. On images of 224x224 pixels the maps are
+        then 54, 27, 13 and 6 pixels wide, else 54, 26, 12 and 5.
+
+    Returns
+    -------
+    mxnet.gluon.nn.HybridSequential
+        Maps (batch, any channels, height, width) to (batch, num_classes).
+
+    Raises
+    ------
+    ValueError
+        If an argument is out of range.
+    """
+    num_classes = check_int('num_classes', num_classes, 1)
+    window = {'pool_size': 3, 'strides': 2, 'ceil_mode': check_flag('ceil_mode', ceil_mode)}
+    net = nn.HybridSequential()
+    net.add(nin_block(96, 11, 4, 0), nn.MaxPool2D(**window),
+            nin_block(256, 5, 1, 2), nn.MaxPool2D(**window),
+            nin_block(384, 3, 1, 1), nn.MaxPool2D(**window), nn.Dropout(0.5),
+            mlpconv((1024, 1024, num_classes), 3, 1, 1), nn.GlobalAvgPool2D(), nn.Flatten())
+    return net
+
+
 def _is_hybrid(block):
     """Return whether `block` is made of hybrid blocks and plain sequences, without hooks."""
     if block._forward_hooks or block._forward_pre_hooks:
@@ -94,11 +198,38 @@ def _is_hybrid(block):
     return children and (isinstance(block, mx.gluon.HybridBlock) or type(block) is nn.Sequential)
 
 
+def check_net(net):
+    """Return `net`, or raise a ValueError unless it is a Gluon block."""
+    return check_type('net', net, mx.gluon.Block, 'a Gluon block such as nin()')
+
+
+def check_initialized(net, ctx):
+    """Raise a ValueError unless `net` has its parameters on `ctx`; shapes may be deferred."""
+    check_ctx(ctx)
+    for name, param in check_net(net).collect_params().items():
+        try:
+            places = param.list_ctx()
+        except RuntimeError:  # what Gluon raises
+            places = ['no device']
+        if ctx not in places:
+            raise ValueError(f'net must have its parameters on {ctx}, as after '
+                             f'net.initialize(ctx=ctx), but {name} is on {places[0]}')
+
+
+def check_trainer(trainer, net):
+    """Raise a ValueError unless `trainer` updates parameters of `net` and no others."""
+    params = set(check_net(net).collect_params().values())
+    if not isinstance(trainer, mx.gluon.Trainer) or not set(trainer._params) <= params:
+        raise refusal('trainer', trainer, "a gluon.Trainer of the net's own parameters, made after "
+                      'the net')
+
+
 def trace(net):
     """Return the graph that `net` computes, with the one input `data`, or None if it has none.
 
     Only hybrid blocks, and plain sequences of them, have one. A hook must run with real numbers.
     """
+    check_net(net)
     if not _is_hybrid(net):
         return None
     try:
@@ -123,11 +254,11 @@ def check_input(net, shape):
         Naming the first layer that cannot take what reaches it.
     """
     graph = trace(net)
+    shape = reached = check_shape('shape', shape, 'that of a batch, such as (1, 1, 224, 224)')
     if graph is None:
         return
     settled = {name: param.shape for name, param in net.collect_params().items()
                if param.shape and all(param.shape)}  # zeros are still to be inferred
-    reached = tuple(shape)
     for node in graph.get_internals():
         if node.get_children() is None:  # an input or a parameter
             continue
@@ -138,6 +269,6 @@ def check_input(net, shape):
             reason = str(error).split('Check failed: ')[-1].strip().splitlines()[0]
             raise ValueError(
                 f'layer {node.name} cannot take the shape {reached} that reaches it when the '
-                f'images have the shape {tuple(shape)}. Use images of (batch, channels, height, '
+                f'images have the shape {shape}. Use images of (batch, channels, height, '
                 f'width) that are large enough, or pass resize=. MXNet says: {reason}') from None
         reached = output

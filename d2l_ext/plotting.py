@@ -3,6 +3,8 @@ import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.ticker import MaxNLocator
 
+from .arguments import check_int, check_keys, check_number, check_type, refusal
+
 # Okabe and Ito's colours, told apart with any kind of colour vision; line styles and markers
 # differ too, for black-and-white print.
 COLORS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#000000')
@@ -10,8 +12,35 @@ _LINES = ('-', '--', '-.', ':')
 _MARKERS = 'osD^vPX'
 
 
+def check_axes(axes):
+    """Return `axes`, or raise a ValueError unless Matplotlib can draw there."""
+    return check_type('axes', axes, plt.Axes, 'the Axes of a Matplotlib figure')
+
+
+def _check_figsize(figsize):
+    if not isinstance(figsize, (tuple, list)) or len(figsize) != 2:
+        raise refusal('figsize', figsize, 'a pair of numbers, width and height in inches')
+    return [check_number('each of figsize', size, 0) for size in figsize]
+
+
+def _check_histories(name, histories, keys):
+    """Raise a ValueError unless `histories` are lists of as many rows each, all with `keys`."""
+    if not isinstance(histories, (list, tuple)) or not histories or not all(
+            isinstance(history, (list, tuple)) and len(history) == len(histories[0])
+            for history in histories):
+        raise refusal(name, histories, 'a list of histories, one a seed, all of the same length')
+    for row in (row for history in histories for row in history):
+        check_keys(f'each row of {name}', row, keys)
+
+
 def plot_curve(axes, histories, key, label, i):
-    """Draw the mean of `key` over the histories, and a band from the lowest to the highest."""
+    """Draw the mean of `key` over the histories, and a band from the lowest to the highest.
+
+    It has the colour, line and marker number `i`, which start again when all have been used.
+    """
+    check_axes(axes)
+    _check_histories('histories', histories, ('epoch', key))
+    i = check_int('i', i, 0)
     epochs = [row['epoch'] for row in histories[0]]
     values = np.array([[row[key] for row in history] for history in histories])
     color = COLORS[i % len(COLORS)]
@@ -37,9 +66,12 @@ def plot_histories(groups, figsize=(9, 3.2)):
     numpy.ndarray of matplotlib.axes.Axes
         Loss, accuracy.
     """
-    if not isinstance(groups, dict):
+    if isinstance(groups, (list, tuple)):
         groups = {'': [groups]}
-    figure, axes = plt.subplots(1, 2, figsize=figsize, layout='constrained')
+    for label, histories in check_type('groups', groups, dict, 'a history as train_ch5 returns it, '
+                                       'or {label: list of histories}').items():
+        _check_histories(f'groups[{label!r}]', histories, ('epoch', 'loss'))
+    figure, axes = plt.subplots(1, 2, figsize=_check_figsize(figsize), layout='constrained')
     i = 0
     for label, histories in groups.items():
         plot_curve(axes[0], histories, 'loss', label or None, i)
@@ -78,6 +110,14 @@ def show_images(images, num_rows, num_cols, titles=None, scale=1.5):
     numpy.ndarray of matplotlib.axes.Axes
         One a cell, row by row.
     """
+    num_rows = check_int('num_rows', num_rows, 1)
+    num_cols = check_int('num_cols', num_cols, 1)
+    scale = check_number('scale', scale, 0)
+    if not hasattr(images, '__len__') or not len(images):
+        raise refusal('images', images, 'a sequence of at least one image')
+    shown = min(len(images), num_rows * num_cols)
+    if titles is not None and (not hasattr(titles, '__len__') or len(titles) < shown):
+        raise refusal('titles', titles, f'at least {shown} titles, one for each image shown')
     figure, axes = plt.subplots(num_rows, num_cols, squeeze=False, layout='constrained',
                                 figsize=(num_cols * scale, num_rows * scale))
     axes = axes.flatten()
@@ -85,14 +125,20 @@ def show_images(images, num_rows, num_cols, titles=None, scale=1.5):
         panel.axis('off')
     for i, (panel, image) in enumerate(zip(axes, images)):
         image = image.asnumpy() if hasattr(image, 'asnumpy') else np.asarray(image)
+        if image.ndim not in (2, 3) or image.shape[:-2] not in ((), (1,)):
+            raise refusal('each of images', image, 'an array of (height, width) or (1, height, '
+                          'width)')
         panel.imshow(image.reshape(image.shape[-2:]), cmap='gray_r')
-        if titles:
+        if titles is not None:
             panel.set_title(titles[i], fontsize='small')
     return axes
 
 
 def show_samples(data_iter, num_rows=2, num_cols=9):
     """Draw the first images that `data_iter` yields, each under the name of its class."""
+    if not getattr(data_iter, 'classes', ()):
+        raise refusal('data_iter', data_iter, 'batches that know the names of their classes, such '
+                      'as load_data_digits(18)[0]')
     X, y = next(iter(data_iter))
     titles = [data_iter.classes[int(label)] for label in y.asnumpy()]
     return show_images(X, num_rows, num_cols, titles)
@@ -112,8 +158,13 @@ def plot_confusion(matrix, classes, figsize=(6, 5)):
     -------
     matplotlib.axes.Axes
     """
+    if not hasattr(classes, '__len__'):
+        raise refusal('classes', classes, 'a sequence of names')
     matrix = np.asarray(matrix)
-    figure, axes = plt.subplots(figsize=figsize, layout='constrained')
+    if matrix.dtype.kind not in 'iu' or matrix.shape != 2 * (len(classes),) or matrix.min() < 0:
+        raise refusal('matrix', matrix, f'whole numbers of at least 0 of shape '
+                      f'{2 * (len(classes),)}, a row and a column for each of classes')
+    figure, axes = plt.subplots(figsize=_check_figsize(figsize), layout='constrained')
     share = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     axes.imshow(share, cmap='Blues', vmin=0, vmax=1)
     for i, row in enumerate(matrix):
@@ -141,8 +192,12 @@ def plot_speed(record, axes=None):
     -------
     matplotlib.axes.Axes
     """
+    check_keys('record', record, ('rows', 'resize', 'batch_size'))
+    for row in record['rows'].values():
+        check_keys("each of record['rows']", row, ('images_per_second', 'ratio', 'turns'))
     if axes is None:
         _, axes = plt.subplots(figsize=(7, 2.4), layout='constrained')
+    check_axes(axes)
     names = list(record['rows'])[::-1]
     speeds = [record['rows'][name]['images_per_second'] for name in names]
     bars = axes.barh([f"{name}, {record['rows'][name]['turns'][0]['threads']} thread(s)"

@@ -1,4 +1,5 @@
 """Recorded runs: an experiment's results, kept with everything needed to make them again."""
+import collections.abc
 import datetime
 import hashlib
 import json
@@ -9,6 +10,7 @@ import platform
 import numpy as np
 import pooch
 
+from .arguments import check_int, check_keys, check_path, check_type, refusal
 from .checkpoints import load_params, save_params
 from .data import dataset_facts
 from .devices import mx, resolve_precision, try_gpu
@@ -37,13 +39,34 @@ def _digest(value):
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]
 
 
+def _check_name(name):
+    if not isinstance(name, str) or not name or pathlib.Path(name).name != name:
+        raise refusal('name', name, 'a string that can be the name of a file')
+
+
+def _as_json(name, value):
+    """Return `value` as a JSON file gives it back: lists for tuples."""
+    try:
+        return json.loads(json.dumps(value))
+    except (TypeError, ValueError):
+        raise refusal(name, value, 'what JSON can hold: dictionaries, lists, strings, numbers, '
+                      'True, False and None') from None
+
+
+def _check_run(seed, variant):
+    check_type('variant', variant, str, 'a string')
+    return check_int('seed', seed, 0, 2**32 - 1), variant
+
+
 def checkpoint_path(name, config, seed, variant=''):
     """Return where a run of record `name` keeps its checkpoint, for ``train_ch5(checkpoint=)``.
 
     The path is the same whenever `name`, `config`, `seed` and `variant` are; a run with another
     configuration never meets it.
     """
-    return cache_folder() / f'{name}-{_digest([config, seed, variant])}.checkpoint.npz'
+    _check_name(name)
+    setting = [_as_json('config', config), *_check_run(seed, variant)]
+    return cache_folder() / f'{name}-{_digest(setting)}.checkpoint.npz'
 
 
 def processor():
@@ -76,18 +99,24 @@ def load_record(path):
     ValueError
         If it is not a record.
     """
-    path = pathlib.Path(path)
+    path = check_path('path', path)
     try:
         record = json.loads(path.read_text(encoding='utf-8'))
     except (ValueError, RecursionError) as error:  # bad UTF-8 and bad JSON are ValueErrors
         raise ValueError(f'{path} is not a record: {error}') from None
     if not isinstance(record, dict) or not record.keys() >= _KEYS:
         raise ValueError(f'{path} is not a record: it needs the keys {", ".join(sorted(_KEYS))}')
-    if not isinstance(record['runs'], list) or not all(
-            isinstance(run, dict) and run.keys() >= _RUN_KEYS for run in record['runs']):
+    if not isinstance(record['runs'], list) or not all(map(_is_run, record['runs'])):
         raise ValueError(f'{path} is not a record: each of its runs needs the keys '
-                         f'{", ".join(sorted(_RUN_KEYS))}')
+                         f'{", ".join(sorted(_RUN_KEYS))}, as recorded() writes them')
     return record
+
+
+def _is_run(run):
+    return (isinstance(run, dict) and run.keys() >= _RUN_KEYS and isinstance(run['variant'], str)
+            and isinstance(run['seed'], int) and isinstance(run['history'], list)
+            and all(isinstance(row, dict) for row in run['history'])
+            and isinstance(run.get('weights', ''), str))
 
 
 def _write_json(path, content):
@@ -133,7 +162,9 @@ def recorded(name, function, config, seeds=(0,), variants=('',)):
         network whose parameters shall stay beside the record (4 MB, for one run at most).
     config : dict
         Everything that decides the results, as JSON can hold it. ``config['dataset']`` is the
-        data set, one of real images; ``config['precision']`` is 'auto' if it is not there.
+        data set, one of real images; ``config['num_images']``, a pair, tells how many training
+        and test images there are if not the published ones; ``config['precision']`` is 'auto' if
+        it is not there.
     seeds : sequence of int
     variants : sequence of str
 
@@ -148,10 +179,14 @@ def recorded(name, function, config, seeds=(0,), variants=('',)):
     ValueError
         If the file is not a record or `config` names no data set of real images.
     """
-    config = json.loads(json.dumps(config))  # lists for tuples, as the file has them
-    wanted = [(variant, seed) for variant in variants for seed in seeds]
-    if not wanted:
-        raise ValueError('seeds and variants must name at least one run')
+    _check_name(name)
+    check_type('function', function, collections.abc.Callable, 'function(config, seed, variant)')
+    config = _as_json('config', check_type('config', config, dict, 'a dictionary'))
+    for argument, values in (('seeds', seeds), ('variants', variants)):
+        if isinstance(values, str) or not isinstance(values, collections.abc.Sequence) \
+                or not values:
+            raise refusal(argument, values, 'a sequence with at least one item')
+    wanted = [_check_run(seed, variant)[::-1] for variant in variants for seed in seeds]
     committed = results_folder() / f'{name}.json'
     own = cache_folder() / f'{name}-{_digest(config)}.json'
     rerun = os.environ.get('D2L_EXT_RERUN', '') in ('1', name)
@@ -162,7 +197,7 @@ def recorded(name, function, config, seeds=(0,), variants=('',)):
                 return {**load_record(path), 'seeds': list(seeds), 'variants': list(variants),
                         'runs': [runs[key] for key in wanted]}
     path = committed if rerun else own
-    dataset = dataset_facts(config.get('dataset'))
+    dataset = dataset_facts(config.get('dataset'), config.get('num_images'))
     partial = cache_folder() / f'{own.stem}{"" if rerun else ".own"}.partial.json'
     runs = _runs(committed, config)
     if not rerun:
@@ -184,6 +219,9 @@ def recorded(name, function, config, seeds=(0,), variants=('',)):
         result = function(config, seed, variant)
         if not isinstance(result, dict):
             result = {'history': result}
+        rows = check_keys('the result of function', result, ('history',))['history']
+        for row in check_type('the history that function returns', rows, list, 'a list of rows'):
+            check_keys('each row of the history that function returns', row, ('seconds',))
         net = result.pop('net', None)
         if net is not None:
             result['weights'] = f'{path.stem}-seed{seed}{variant and "-" + variant}.npz'
@@ -210,7 +248,7 @@ def load_weights(net, record):
     FileNotFoundError
         If the file is gone.
     """
-    for run in record['runs']:
+    for run in check_keys('record', record, ('name', 'runs'))['runs']:
         if 'weights' in run:
             paths = [folder / run['weights'] for folder in (results_folder(), cache_folder())]
             load_params(net, next((path for path in paths if path.exists()), paths[0]))
@@ -221,6 +259,9 @@ def load_weights(net, record):
 def final_values(record, key='test_acc'):
     """Return {variant: array over seeds} of `key` in the last epoch of every run."""
     values = {}
-    for run in record['runs']:
-        values.setdefault(run['variant'], []).append(run['history'][-1][key])
+    for run in check_keys('record', record, ('runs',))['runs']:
+        last = run['history'][-1]
+        if key not in last:
+            raise refusal('key', key, f'one of {", ".join(last)}')
+        values.setdefault(run['variant'], []).append(last[key])
     return {variant: np.array(list_) for variant, list_ in values.items()}

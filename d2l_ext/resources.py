@@ -22,8 +22,9 @@ import math
 
 import pandas as pd
 
-from .arguments import check_int
+from .arguments import check_choice, check_int, check_shape
 from .devices import mx
+from .nets import check_net
 
 gluon = mx.gluon
 
@@ -409,12 +410,7 @@ def summary(net, input_shape, batch_size=1, dtype='float32'):
     >>> result.total_params, result.total_mult_adds
     (7850, 7840)
     """
-    if not isinstance(net, gluon.Block):
-        raise ValueError(f'net must be a Gluon block, not {type(net).__name__}')
-    if not isinstance(input_shape, (tuple, list)) or not input_shape:
-        raise ValueError('input_shape must be the shape of one example without the batch axis, '
-                         f'such as (1, 224, 224), not {input_shape!r}')
-    shape = tuple(check_int('each size in input_shape', n, 1) for n in input_shape)
-    if dtype not in tuple(DTYPE_BYTES):
-        raise ValueError(f'dtype must be one of {", ".join(DTYPE_BYTES)}, not {dtype!r}')
-    return Summary(net, (check_int('batch_size', batch_size, 1), *shape), dtype)
+    shape = check_shape('input_shape', input_shape, 'the shape of one example without the batch '
+                        'axis, such as (1, 224, 224)')
+    check_choice('dtype', dtype, DTYPE_BYTES)
+    return Summary(check_net(net), (check_int('batch_size', batch_size, 1), *shape), dtype)

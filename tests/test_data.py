@@ -1,19 +1,16 @@
 """Reading, finding and downloading the archives, and the batches made of them."""
 import collections
-import functools
 import gzip
 import hashlib
-import http.server
 import io
 import os
 import pathlib
-import threading
 import urllib.parse
 
 import numpy as np
 import pytest
 import tqdm
-from conftest import idx, write_archives
+from conftest import content, copy, idx, mxnet_cache, write_archives
 
 import d2l_ext
 from d2l_ext import data
@@ -24,36 +21,7 @@ CPU = mx.cpu()
 TRAIN_IMAGES, TRAIN_LABELS, TEST_IMAGES, TEST_LABELS = data.FASHION_MNIST_MD5
 REAL = pathlib.Path(os.environ.get('D2L_EXT_DATA', '')) / 'fashion-mnist'
 
-
-@pytest.fixture(autouse=True)
-def offline(isolated, monkeypatch):
-    """No mirror answers; nothing but what a test puts there is found."""
-    monkeypatch.setattr(data, 'FASHION_MNIST_MIRRORS', (('http://127.0.0.1:9/', 'md5'),))
-    for name in ('NO_PROXY', 'no_proxy'):
-        monkeypatch.setenv(name, '127.0.0.1')
-
-
-@pytest.fixture
-def published(isolated, monkeypatch):
-    """A folder of small archives that count as the published ones."""
-    folder = isolated / 'published'
-    monkeypatch.setattr(data, 'FASHION_MNIST_MD5', write_archives(folder))
-    return folder
-
-
-def content(folder):
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
-def copy(source, target):
-    target.mkdir(parents=True)
-    for name, archive in content(source).items():
-        (target / name).write_bytes(archive)
-    return target
-
-
-def mxnet_cache(root):
-    return root / 'mxnet' / 'datasets' / 'fashion-mnist'
+pytestmark = pytest.mark.usefixtures('offline')
 
 
 # --- reading ---
@@ -72,7 +40,7 @@ def test_root(published, as_type):
 
 def test_archives_that_are_not_the_published_ones(isolated):
     write_archives(isolated / 'own')
-    with pytest.raises(ValueError, match=f'{TRAIN_IMAGES} is not the published archive'):
+    with pytest.raises(ValueError, match=f'{TRAIN_IMAGES} is not the published file'):
         d2l_ext.load_data_fashion_mnist(8, root=isolated / 'own')
     train, _ = d2l_ext.load_data_fashion_mnist(8, root=isolated / 'own', verify=False, ctx=CPU)
     assert len(train.images) == 20
@@ -127,7 +95,7 @@ def test_swapped_archives(published, pair):
     one.write_bytes(other.read_bytes())
     other.write_bytes(first)
     before = content(published)
-    with pytest.raises(ValueError, match=f'{pair[0]} is not the published archive'):
+    with pytest.raises(ValueError, match=f'{pair[0]} is not the published file'):
         d2l_ext.load_data_fashion_mnist(8, root=published)
     assert content(published) == before
 
@@ -172,10 +140,24 @@ def test_search_order(isolated, published, monkeypatch):
     monkeypatch.setenv('D2L_EXT_DATA', str(isolated / 'data'))
     assert first_label() == 0  # nothing there
     sums = write_archives(isolated / 'data' / 'fashion-mnist', seed=3)
-    with pytest.raises(ValueError, match='data.fashion-mnist.* is not the published archive'):
+    with pytest.raises(ValueError, match='data.fashion-mnist.* is not the published file'):
         first_label()  # the reader's own folder is not passed over in silence
     monkeypatch.setattr(data, 'FASHION_MNIST_MD5', sums)
     assert first_label() == 3
+
+
+def test_verify_false_accepts_whole_unofficial_copies_in_d2l_ext_data(isolated, published, mirrors,
+                                                                      monkeypatch):
+    monkeypatch.setenv('D2L_EXT_DATA', str(isolated / 'data'))
+    own = isolated / 'data' / 'fashion-mnist'
+    write_archives(own, seed=3)
+    assert d2l_ext.load_data_fashion_mnist(8, verify=False, ctx=CPU)[1].labels[0] == 3
+    (own / TEST_IMAGES).unlink()
+    before = content(own)
+    monkeypatch.setattr(data, 'FASHION_MNIST_MIRRORS', ((mirrors.url('published'), 'md5'),))
+    with pytest.raises(ValueError, match='is not the published file'):  # nor is it mixed
+        d2l_ext.load_data_fashion_mnist(8, verify=False, ctx=CPU)
+    assert content(own) == before and mirrors.paths == []
 
 
 def test_damaged_archives_of_the_readers_are_no_reason_to_fall_back(isolated, published,
@@ -190,35 +172,6 @@ def test_damaged_archives_of_the_readers_are_no_reason_to_fall_back(isolated, pu
 
 
 # --- downloading ---
-
-class Mirrors:
-    """A web server on this machine; `paths` are those that were asked for."""
-
-    def __init__(self, folder):
-        self.folder, self.paths = folder, paths = folder, []
-
-        class Handler(http.server.SimpleHTTPRequestHandler):
-            def log_request(self, *args):
-                paths.append(self.path)
-
-            def log_message(self, *args):  # else it prints
-                pass
-
-        self.server = http.server.ThreadingHTTPServer(
-            ('127.0.0.1', 0), functools.partial(Handler, directory=str(folder)))
-        threading.Thread(target=self.server.serve_forever, args=(0.01,), daemon=True).start()
-
-    def url(self, name):
-        return f'http://127.0.0.1:{self.server.server_address[1]}/{urllib.parse.quote(name)}/'
-
-
-@pytest.fixture
-def mirrors(isolated):
-    mirrors = Mirrors(isolated)
-    yield mirrors
-    mirrors.server.shutdown()
-    mirrors.server.server_close()
-
 
 @pytest.mark.parametrize('place', ['MXNet cache', 'D2L_EXT_DATA'])
 @pytest.mark.parametrize('first', ['missing', 'wrong', 'cut off'])
@@ -277,7 +230,7 @@ def test_a_damaged_archive_that_the_reader_put_there_stays(isolated, published, 
     (folder / TEST_LABELS).unlink()
     monkeypatch.setenv('D2L_EXT_DATA', str(isolated / 'data'))
     monkeypatch.setattr(data, 'FASHION_MNIST_MIRRORS', ((mirrors.url('published'), 'md5'),))
-    with pytest.raises(ValueError, match=f'{TRAIN_IMAGES} is not the published archive'):
+    with pytest.raises(ValueError, match=f'{TRAIN_IMAGES} is not the published file'):
         d2l_ext.load_data_fashion_mnist(8, ctx=CPU)
     assert (folder / TRAIN_IMAGES).read_bytes() == b'mine' and mirrors.paths == []
 
@@ -295,58 +248,6 @@ def test_progress_bar_of_a_download(published, mirrors, monkeypatch):
     assert [bar.desc.rstrip(': ') for bar in bars] == list(data.FASHION_MNIST_MD5)
     sizes = [len(content(published)[name]) for name in data.FASHION_MNIST_MD5]
     assert [(bar.total, bar.n) for bar in bars] == list(zip(sizes, sizes))
-
-
-def test_wrong_bytes_are_not_kept(isolated, published, mirrors, monkeypatch):
-    write_archives(isolated / 'wrong', seed=5)
-    urls = mirrors.url('missing'), mirrors.url('wrong'), 'http://127.0.0.1:9/'
-    monkeypatch.setattr(data, 'FASHION_MNIST_MIRRORS', tuple((url, 'md5') for url in urls))
-    with pytest.raises(OSError) as caught:
-        d2l_ext.load_data_fashion_mnist(8)
-    message = str(caught.value)
-    assert f'{TRAIN_IMAGES} could not be downloaded' in message
-    for url, reason in zip(urls, ('HTTPError', 'ValueError', 'Connect')):
-        assert f'{url}: {reason}' in message
-    for advice in (str(mxnet_cache(isolated)), 'D2L_EXT_DATA', 'load_data_digits()',
-                   'Connect to the network'):
-        assert advice in message
-    assert list(mxnet_cache(isolated).iterdir()) == []
-
-
-def test_a_file_where_the_folder_should_be(isolated, published, mirrors, monkeypatch, capsys):
-    (isolated / 'data').mkdir()
-    (isolated / 'data' / 'fashion-mnist').write_bytes(b'mine')
-    monkeypatch.setenv('D2L_EXT_DATA', str(isolated / 'data'))
-    monkeypatch.setattr(data, 'FASHION_MNIST_MIRRORS', ((mirrors.url('published'), 'md5'),))
-    with pytest.raises(OSError, match='fashion-mnist'):
-        d2l_ext.load_data_fashion_mnist(8)
-    assert (isolated / 'data' / 'fashion-mnist').read_bytes() == b'mine'
-    assert mirrors.paths == []
-    assert d2l_ext.load_data(8, ctx=CPU)[0].name == "scikit-learn's digits"
-
-
-def test_a_folder_without_write_permission(isolated, published, mirrors, monkeypatch):
-    def refuse(*args, **kwargs):
-        raise PermissionError(13, 'Permission denied')
-
-    monkeypatch.setattr(data.pooch.core, 'temporary_file', refuse)  # root may write anywhere
-    monkeypatch.setattr(data, 'FASHION_MNIST_MIRRORS', ((mirrors.url('published'), 'md5'),) * 2)
-    with pytest.raises(OSError, match='Permission denied.*D2L_EXT_DATA'):
-        d2l_ext.load_data_fashion_mnist(8)
-
-
-def test_a_full_disk(isolated, published, mirrors, monkeypatch):
-    resource = pytest.importorskip('resource')
-    monkeypatch.setattr(data, 'FASHION_MNIST_MIRRORS', ((mirrors.url('published'), 'md5'),) * 2)
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (3000, hard))  # Python ignores SIGXFSZ
-    try:
-        with pytest.raises(OSError, match='too large'):
-            d2l_ext.load_data_fashion_mnist(8)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert len(mirrors.paths) == 1  # another mirror would not help
-    assert list(mxnet_cache(isolated).iterdir()) == []
 
 
 def test_load_data_falls_back_and_says_so(published, capsys):
@@ -472,17 +373,198 @@ def test_numpy_integers_are_whole_numbers(published):
 
 
 @pytest.mark.parametrize('images, labels, message', [
-    (np.zeros((4, 6), np.uint8), np.zeros(4, int), r'images must be uint8 of shape .*\(4, 6\)'),
-    (np.zeros((4, 1, 6, 6), np.uint8), np.zeros(4, int), r'not uint8 of shape \(4, 1, 6, 6\)'),
-    (np.zeros((4, 6, 6)), np.zeros(4, int), 'not float64 of shape'),
-    (np.zeros((4, 6, 6), np.uint8), np.zeros(3, int), r'4 images need as many labels, not \(3,\)'),
-    (np.zeros((4, 6, 6), np.uint8), np.zeros((4, 1), int), '4 images need as many labels'),
+    (np.zeros((4, 6), np.uint8), np.zeros(4, int), r'images must be .* not an array of uint8 of '
+     r'shape \(4, 6\)'),
+    (np.zeros((4, 1, 1, 6, 6), np.uint8), np.zeros(4, int), r'not .* shape \(4, 1, 1, 6, 6\)'),
+    (np.zeros((4, 6, 6)), np.zeros(4, int), 'not an array of float64 of shape'),
+    ([[0]], np.zeros(4, int), r'images must be an array .* not \[\[0\]\]'),
+    (np.zeros((4, 6, 6), np.uint8), np.zeros(3, int), r'labels must be .*\(4,\).*\(3,\)'),
+    (np.zeros((4, 6, 6), np.uint8), np.zeros((4, 1), int), r'labels must be .*\(4,\).*\(4, 1\)'),
+    (np.zeros((4, 6, 6), np.uint8), np.zeros(4), 'labels must be whole numbers'),
+    (np.zeros((4, 6, 6), np.uint8), [0, 1, 2, 0], 'labels must be whole numbers'),
     (np.zeros((4, 6, 6), np.uint8), np.array([0, 1, 2, 3]), 'from 0 to 2, but .* from 0 to 3'),
     (np.zeros((4, 6, 6), np.uint8), np.array([0, 1, -1, 2]), 'from 0 to 2, but .* from -1 to 2'),
 ])
 def test_arrays_that_do_not_fit(images, labels, message):
     with pytest.raises(ValueError, match=message):
         Batches(images, labels, 1, classes='abc')
+
+
+# --- colour, flips, shifts, normalization ---
+
+HELD_OUT = [0, 15, 17, 19, 20, 29, 30, 38]  # of hold_out(8) of the images that follow
+RANDOM = np.random.RandomState(0).randint(0, 256, (40, 3, 6, 5)).astype(np.uint8)
+LABELS = np.arange(40) % 4
+
+
+def pixels(data_iter):
+    """Return one pass as uint8 images and labels."""
+    pairs = list(data_iter)
+    X = np.concatenate([X.asnumpy() for X, _ in pairs]) * 255
+    assert np.array_equal(X, X.round())
+    return X.astype(np.uint8), np.concatenate([y.asnumpy() for _, y in pairs])
+
+
+def colour(**arguments):
+    return Batches(RANDOM, LABELS, 16, ctx=CPU, **arguments)
+
+
+def test_colour():
+    X, y = next(iter(colour()))
+    assert X.shape == (16, 3, 6, 5) and y.shape == (16,)
+    assert np.array_equal(pixels(colour())[0], RANDOM)
+    assert next(iter(colour(resize=9)))[0].shape == (16, 3, 9, 9)
+    np.testing.assert_allclose(
+        next(iter(colour(resize=9)))[0][:, 1].asnumpy(),
+        next(iter(Batches(RANDOM[:, 1], LABELS, 16, 9, ctx=CPU)))[0][:, 0].asnumpy(), atol=1e-6)
+
+
+def test_flip():
+    np.random.seed(0)
+    flipped = 0
+    for image, original in zip(pixels(colour(flip=True))[0], RANDOM):
+        mirrored = np.array_equal(image, original[:, :, ::-1])
+        assert mirrored or np.array_equal(image, original)
+        flipped += mirrored
+    assert 10 < flipped < 30
+
+
+def test_shift():
+    """Each image is a window of itself with its edges reflected; all offsets occur equally."""
+    grey = np.arange(30, dtype=np.uint8).reshape(1, 6, 5).repeat(5000, axis=0)
+    padded = np.pad(grey[0], 2, mode='reflect')
+    windows = {padded[i:i + 6, j:j + 5].tobytes(): (i, j) for i in range(5) for j in range(5)}
+    assert len(windows) == 25
+    np.random.seed(0)
+    moved, _ = pixels(Batches(grey, np.zeros(5000, int), 1000, shift=2, ctx=CPU))
+    counts = collections.Counter(windows[image.tobytes()] for image in moved)
+    assert set(counts) == set(windows.values())
+    assert all(140 < count < 260 for count in counts.values())  # 4 deviations from 200
+    # The planes of a colour image move together.
+    planes = np.stack([grey[:40], grey[:40] + 100], axis=1)
+    moved, _ = pixels(Batches(planes, LABELS, 16, shift=2, ctx=CPU))
+    assert np.array_equal(moved[:, 0] + 100, moved[:, 1])
+
+
+def test_neither_flips_nor_shifts_change_the_images_held():
+    before = RANDOM.copy()
+    for shuffle in (False, True):
+        pixels(colour(flip=True, shift=3, shuffle=shuffle))
+    assert np.array_equal(RANDOM, before)
+
+
+def test_flips_and_shifts_are_new_in_each_pass_and_repeat_with_the_seed():
+    moving = colour(shuffle=True, flip=True, shift=2)
+    np.random.seed(3)
+    first, second = pixels(moving), pixels(moving)
+    assert not np.array_equal(first[0], second[0])
+    np.random.seed(3)
+    for again, before in zip((pixels(moving), pixels(moving)), (first, second)):
+        assert all(np.array_equal(*pair) for pair in zip(again, before))
+    plain = colour(shuffle=True)
+    np.random.seed(3)
+    assert np.array_equal(pixels(plain)[1], first[1])  # the order of the first pass is the same
+
+
+@pytest.mark.parametrize('max_value', [255, 16])
+def test_normalization(max_value):
+    statistics = data.channel_statistics(RANDOM, max_value)
+    np.testing.assert_allclose(statistics[0], RANDOM.mean(axis=(0, 2, 3)) / max_value)
+    np.testing.assert_allclose(statistics[1], RANDOM.std(axis=(0, 2, 3)) / max_value)
+    X, _ = next(iter(Batches(RANDOM, LABELS, 40, max_value=max_value, normalize=statistics,
+                             ctx=CPU)))
+    assert X.dtype == np.float32
+    np.testing.assert_allclose(X.asnumpy().mean(axis=(0, 2, 3)), 0, atol=1e-6)
+    np.testing.assert_allclose(X.asnumpy().std(axis=(0, 2, 3)), 1, rtol=1e-5)
+    grey = data.channel_statistics(RANDOM[:, 0])
+    assert [values.shape for values in grey] == [(1,), (1,)]
+
+
+def test_the_test_set_is_normalized_as_the_training_set(published):
+    loaded = d2l_ext.load_data_fashion_mnist(20, root=published, normalize=True, ctx=CPU)
+    mean, deviation = (values.item() for values in data.channel_statistics(loaded[0].images))
+    for data_iter in loaded:
+        X, y = next(iter(data_iter))
+        expected = (data_iter.images[:, None] / 255 - mean) / deviation
+        np.testing.assert_allclose(np.sort(X.asnumpy().ravel()), np.sort(expected.ravel()),
+                                   atol=1e-5)
+
+
+def test_only_the_training_set_is_flipped_and_shifted(published):
+    for load in (lambda **settings: d2l_ext.load_data_fashion_mnist(8, root=published, **settings),
+                 lambda **settings: d2l_ext.load_data_digits(8, **settings)):
+        train, test = load(flip=True, shift=2)
+        assert (train.flip, train.shift, test.flip, test.shift) == (True, 2, False, 0)
+        train, test = load()
+        assert (train.flip, train.shift, train.normalize) == (False, 0, None)
+
+
+def test_load_data_passes_flips_shifts_and_normalization_on(isolated, published):
+    settings = {'flip': True, 'shift': 1, 'normalize': True, 'ctx': CPU}
+    digits = d2l_ext.load_data(8, **settings)
+    write_archives(mxnet_cache(isolated))  # those that count as published
+    for train, test in (digits, d2l_ext.load_data(8, **settings)):
+        assert (train.flip, train.shift) == (True, 1)
+        assert train.normalize is test.normalize is not None
+
+
+@pytest.mark.parametrize('name, value', [
+    ('shift', -1), ('shift', 5), ('shift', 1.5), ('flip', 2), ('flip', None), ('shuffle', 'yes'),
+    ('normalize', True), ('normalize', (np.zeros(1), np.ones(1))), ('max_value', 0), ('ctx', 'cpu'),
+])
+def test_settings_out_of_range(name, value):
+    with pytest.raises(ValueError, match=f'{name} must be'):
+        Batches(RANDOM, LABELS, 16, **{name: value})
+
+
+def test_a_blank_channel_cannot_be_normalized():
+    blank = RANDOM.copy()
+    blank[:, 2] = 7
+    with pytest.raises(ValueError, match='channel whose pixels are all alike'):
+        data.channel_statistics(blank)
+
+
+# --- holding out ---
+
+def test_hold_out():
+    whole = colour(shuffle=True, flip=True, shift=2, resize=8, max_value=50, name='n',
+                   classes='abcd', normalize=(np.zeros(3), np.ones(3)))
+    train, val = whole.hold_out(8)
+    assert (len(train.images), len(val.images)) == (32, 8)
+    for part in (train, val):
+        assert (part.resize, part.max_value, part.name, part.classes, part.ctx) == (
+            8, 50, 'n', tuple('abcd'), CPU)
+        assert part.normalize is whole.normalize
+    assert (train.shuffle, train.flip, train.shift, train.batch_size) == (True, True, 2, 16)
+    assert (val.shuffle, val.flip, val.shift, val.batch_size) == (False, False, 0, 8)
+    assert np.bincount(val.labels).tolist() == [2] * 4  # each class in proportion
+    assert (whole.shuffle, whole.flip, len(whole.images)) == (True, True, 40)  # stays as it was
+    # Together the two are the whole set, no image in both, each under its own label.
+    both = [*zip(train.images, train.labels), *zip(val.images, val.labels)]
+    assert sorted((image.tobytes(), label) for image, label in both) == sorted(
+        (image.tobytes(), label) for image, label in zip(RANDOM, LABELS))
+    assert np.array_equal(order(val), val.labels)  # and the batches are of these
+
+
+def test_the_same_images_are_held_out_always():
+    def held_out(*arguments):
+        return [image.tobytes() for image in colour().hold_out(*arguments)[1].images]
+
+    np.random.seed(1)
+    first = held_out(8)
+    np.random.seed(2)
+    assert held_out(8) == held_out(8, 0) == first != held_out(8, 1)
+    positions = [image.tobytes() for image in RANDOM]
+    # Fixed for good: another release of scikit-learn must not mix images seen with those held out.
+    assert [positions.index(image) for image in first] == HELD_OUT
+
+
+@pytest.mark.parametrize('number', [0, 3, 37, 40, 2.5, True])
+def test_hold_out_out_of_range(number):
+    with pytest.raises(ValueError, match='number must be a whole number from 4 to 36'):
+        colour().hold_out(number)
+    with pytest.raises(ValueError, match='seed must be a whole number'):
+        colour().hold_out(8, seed=-1)
 
 
 # --- digits and names ---
@@ -536,5 +618,13 @@ def test_dataset_facts():
     assert facts == {'name': 'Fashion-MNIST', 'train_images': 60000, 'test_images': 10000,
                      'md5': data.FASHION_MNIST_MD5}
     for name in ("scikit-learn's digits", 'digits', None):
-        with pytest.raises(ValueError, match="records are made on 'Fashion-MNIST' only"):
+        with pytest.raises(ValueError, match="records are made on 'Fashion-MNIST' or 'CIFAR-10'"):
             data.dataset_facts(name)
+    # Of unofficial copies: how many images there are, and no sums, which do not apply.
+    assert data.dataset_facts('CIFAR-10', [49833, 9966]) == {
+        'name': 'CIFAR-10', 'train_images': 49833, 'test_images': 9966,
+        'published_images': [50000, 10000]}
+    facts = data.dataset_facts('CIFAR-10')
+    assert (facts['train_images'], facts['test_images']) == (50000, 10000)
+    assert facts['sha1'].keys() == {'test_batch.bin', *(f'data_batch_{i}.bin' for i in range(1, 6))}
+    assert data.dataset_facts('CIFAR-10', [50000, 10000]) == facts

@@ -47,7 +47,7 @@ def rows(text, title):
 
 
 def test_a_healthy_cpu(cpu, capsys, monkeypatch):
-    monkeypatch.setattr(data, '_download', None)  # nothing may be downloaded
+    monkeypatch.setattr(data, 'download', None)  # nothing may be downloaded
     status, out = run(capsys)
     assert status == 0
     assert 'Problem' not in out and out.endswith('\nTraining can run, on cpu(0).\n')

@@ -3,8 +3,10 @@ import os
 import pathlib
 import subprocess
 import sys
+import time
 
 import pytest
+from conftest import full_disk
 
 from d2l_ext.files import atomic_write
 
@@ -70,37 +72,84 @@ def test_others_may_read_what_the_umask_allows(tmp_path):
     assert (tmp_path / 'file.bin').stat().st_mode == (tmp_path / 'usual').stat().st_mode
 
 
-FULL_DISK = """
-import resource, signal, sys
-import numpy as np
-from d2l_ext import nin_block, save_params
-from d2l_ext.files import atomic_write
+def test_what_a_killed_process_left_behind_goes_an_hour_later(tmp_path):
+    path = tmp_path / 'file[1].bin'
+    old, young = (tmp_path / f'.file[1].bin.{token}.tmp' for token in ('0123abcd', '89ef0123'))
+    others = [tmp_path / name for name in ('.file1.bin.0123abcd.tmp', '.file[1].bin.my-notes.tmp',
+                                           'file[1].bin.tmp')]
+    an_hour_ago = time.time() - 3601
+    for left in (old, young, *others):
+        left.write_bytes(b'half')
+        if left != young:
+            os.utime(left, (an_hour_ago, an_hour_ago))
+    with atomic_write(path):
+        pass
+    assert names(tmp_path) == sorted(left.name for left in (path, young, *others))
 
-net = nin_block(64, 3, 1, 1)
-net.initialize()
-net(__import__('mxnet').nd.ones((1, 64, 8, 8)))
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))
 
-def by_hand(path):
-    with atomic_write(path) as file:
+def test_two_at_once_leave_one_whole_file(tmp_path):
+    path = tmp_path / 'file.bin'
+    with atomic_write(path) as one:
+        one.write(b'one')
+        with atomic_write(path) as other:
+            other.write(b'the other')
+        assert path.read_bytes() == b'the other'
+    assert path.read_bytes() == b'one' and names(tmp_path) == ['file.bin']
+
+
+def test_a_full_disk_keeps_the_old_content(tmp_path, faults):
+    path = tmp_path / 'file.bin'
+    path.write_bytes(b'old')
+    faults.injected()
+    with full_disk(room=5000), pytest.raises(OSError, match=f"too large: '{path}'"), \
+            atomic_write(path) as file:
         for _ in range(20):
             file.write(bytes(1000))
+    assert path.read_bytes() == b'old' and names(tmp_path) == ['file.bin']
+    faults.survived()
 
-for write in by_hand, lambda path: save_params(net, path):
-    try:
-        write(sys.argv[1])
-    except OSError as error:
-        print('OSError', error.errno)
+
+KILLED = """
+import itertools, os, random, signal, sys, time
+from d2l_ext.files import atomic_write
+
+path, number = sys.argv[1], int(sys.argv[2])
+random.seed(0)
+for _ in range(number):
+    reader, writer = os.pipe()
+    child = os.fork()
+    if not child:
+        for i in itertools.count():
+            with atomic_write(path) as file:
+                for _ in range(20):
+                    file.write(bytes([i % 256]) * 5000)
+            if not i:
+                os.write(writer, b'.')
+    os.read(reader, 1)
+    os.close(reader)
+    os.close(writer)
+    time.sleep(random.random() / 20)
+    os.kill(child, signal.SIGKILL)
+    assert os.waitpid(child, 0)[1] == signal.SIGKILL
+    with open(path, 'rb') as file:
+        content = file.read()
+    assert len(content) == 100000 and len(set(content)) == 1
+print(number)
 """
 
 
-def test_a_full_disk_keeps_the_old_content(tmp_path):
-    errno = pytest.importorskip('errno').EFBIG
-    pytest.importorskip('resource')
-    path = tmp_path / 'file.npz'
-    path.write_bytes(b'old')
-    done = subprocess.run([sys.executable, '-c', FULL_DISK, str(path)], cwd=ROOT, text=True,
-                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=120)
-    assert done.stdout == f'OSError {errno}\n' * 2
-    assert path.read_bytes() == b'old' and names(tmp_path) == ['file.npz']
+@pytest.mark.skipif(not hasattr(os, 'fork'), reason='needs fork')
+@pytest.mark.parametrize('number', [50, pytest.param(500, marks=pytest.mark.heavy)])
+def test_killed_at_random_moments(tmp_path, faults, number):
+    path = tmp_path / 'file.bin'
+    faults.injected(number)
+    done = subprocess.run([sys.executable, '-c', KILLED, str(path), str(number)], cwd=ROOT,
+                          text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=500)
+    assert done.stdout == f'{number}\n'
+    an_hour_ago = time.time() - 3601
+    for left in tmp_path.glob('.*.tmp'):
+        os.utime(left, (an_hour_ago, an_hour_ago))
+    with atomic_write(path):
+        pass
+    assert names(tmp_path) == ['file.bin']
+    faults.survived(number)

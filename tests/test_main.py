@@ -1,9 +1,5 @@
 """The command line: python -m d2l_ext."""
-import os
 import re
-import signal
-import subprocess
-import sys
 
 import pytest
 
@@ -82,29 +78,13 @@ def test_wrong_options_show_the_usage(arguments, capsys):
 
 
 def test_falls_back_to_the_digits_and_says_so(capsys, monkeypatch):
-    def nowhere():
+    def nowhere(*_):
         raise OSError('Fashion-MNIST is not on this machine:\nfailures')
     monkeypatch.setattr(data, 'find_fashion_mnist', nowhere)
     assert command_line.main([*SMALL[2:], '--epochs', '1']) == 0
     out = capsys.readouterr().out
     assert "Fashion-MNIST is not on this machine. Going on with the small embedded set" in out
     assert "data       scikit-learn's digits" in out
-
-
-def test_ctrl_c_keeps_the_checkpoint_and_says_how_to_go_on(tmp_path):
-    path = tmp_path / 'kept.npz'
-    process = subprocess.Popen(
-        [sys.executable, '-m', 'd2l_ext', *SMALL, '--epochs', '1000', '--checkpoint', str(path)],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        env={**os.environ, 'PYTHONUNBUFFERED': '1'})
-    for line in process.stdout:
-        if re.match(r' +2 ', line):
-            break
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert f'{path}; the same command with --resume goes on' in out
-    assert 'Traceback' not in err and path.exists()
 
 
 def test_help_is_for_beginners(capsys):

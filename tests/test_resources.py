@@ -341,27 +341,6 @@ def test_shape_that_contradicts_the_parameters():
         summary(net, (3, 224, 224))
 
 
-@pytest.mark.parametrize('args, message', [
-    ((3, (3,)), 'net must be a Gluon block, not int'),
-    ((nn.Dense(3), 3), 'input_shape must be the shape of one example'),
-    ((nn.Dense(3), ()), 'input_shape must be the shape of one example'),
-    ((nn.Dense(3), (3.5,)), 'each size in input_shape must be a whole number'),
-    ((nn.Dense(3), (0,)), 'each size in input_shape must be a whole number of at least 1'),
-    ((nn.Dense(3), (3,), 0), 'batch_size must be a whole number of at least 1'),
-    ((nn.Dense(3), (3,), 1, 'float'), 'dtype must be one of float32, float16, bfloat16, int8'),
-    ((nn.Dense(3), (3,), 1, None), 'dtype must be one of'),
-])
-def test_arguments(args, message):
-    with pytest.raises(ValueError, match=message):
-        summary(*args)
-
-
-def test_memory_arguments():
-    result = summary(nn.Dense(3), (3,))
-    with pytest.raises(ValueError, match='optimizer_states'):
-        result.training_memory(-1)
-
-
 # --- the net stays as it was ----------------------------------------------------------------------
 
 def everything(net):
@@ -518,19 +497,48 @@ def torch_counts(make, shape):
     return sum(param.numel() for param in net.parameters()), sum(mult_adds)
 
 
+def torch_mlpconv(channels, *window):
+    from torch import nn as tnn
+    first, *others = channels
+    layers = [tnn.LazyConv2d(first, *window), tnn.ReLU()]
+    for width in others:
+        layers += [tnn.LazyConv2d(width, 1), tnn.ReLU()]
+    return layers
+
+
 def torch_nin(num_one_by_one):
     from torch import nn as tnn
 
     def block(channels, *window):
-        layers = [tnn.LazyConv2d(channels, *window), tnn.ReLU()]
-        for _ in range(num_one_by_one):
-            layers += [tnn.LazyConv2d(channels, 1), tnn.ReLU()]
-        return layers
+        return torch_mlpconv([channels] * (1 + num_one_by_one), *window)
 
     return tnn.Sequential(
         *block(96, 11, 4, 0), tnn.MaxPool2d(3, 2), *block(256, 5, 1, 2), tnn.MaxPool2d(3, 2),
         *block(384, 3, 1, 1), tnn.MaxPool2d(3, 2), tnn.Dropout(), *block(10, 3, 1, 1),
         tnn.AdaptiveAvgPool2d(1), tnn.Flatten())
+
+
+def torch_nin_cifar10(second_pooling, ceil_mode):
+    from torch import nn as tnn
+    window = {'kernel_size': 3, 'stride': 2, 'padding': 0 if ceil_mode else 1,
+              'ceil_mode': ceil_mode}
+    pooling = tnn.AvgPool2d if second_pooling == 'average' else tnn.MaxPool2d
+    return tnn.Sequential(
+        *torch_mlpconv((192, 160, 96), 5, 1, 2), tnn.MaxPool2d(**window), tnn.Dropout(),
+        *torch_mlpconv((192, 192, 192), 5, 1, 2), pooling(**window), tnn.Dropout(),
+        *torch_mlpconv((192, 192, 10), 3, 1, 1), tnn.AdaptiveAvgPool2d(1), tnn.Flatten())
+
+
+def torch_nin_imagenet(ceil_mode):
+    from torch import nn as tnn
+
+    def pool():
+        return tnn.MaxPool2d(3, 2, ceil_mode=ceil_mode)
+
+    return tnn.Sequential(
+        *torch_mlpconv((96, 96, 96), 11, 4), pool(), *torch_mlpconv((256, 256, 256), 5, 1, 2),
+        pool(), *torch_mlpconv((384, 384, 384), 3, 1, 1), pool(), tnn.Dropout(),
+        *torch_mlpconv((1024, 1024, 1000), 3, 1, 1), tnn.AdaptiveAvgPool2d(1), tnn.Flatten())
 
 
 def torch_alexnet():
@@ -559,9 +567,15 @@ def torch_vgg11():
 @pytest.mark.filterwarnings('ignore:Lazy modules')
 @pytest.mark.parametrize('ours, theirs, channels', [
     *((lambda n=n: nets.nin(num_one_by_one=n), lambda n=n: torch_nin(n), 1) for n in range(4)),
+    *((lambda kind=kind, up=up: nets.nin_cifar10(10, kind, up),
+       lambda kind=kind, up=up: torch_nin_cifar10(kind, up), 3)
+      for kind in ('average', 'maximum') for up in (True, False)),
+    *((lambda up=up: nets.nin_imagenet(ceil_mode=up), lambda up=up: torch_nin_imagenet(up), 3)
+      for up in (True, False)),
     (vision.alexnet, torch_alexnet, 3),
     (vision.vgg11, torch_vgg11, 3),
-], ids=['nin-0', 'nin-1', 'nin', 'nin-3', 'alexnet', 'vgg11'])
+], ids=['nin-0', 'nin-1', 'nin', 'nin-3', 'cifar10-average-up', 'cifar10-average',
+        'cifar10-maximum-up', 'cifar10-maximum', 'imagenet-up', 'imagenet', 'alexnet', 'vgg11'])
 def test_agrees_with_pytorch(ours, theirs, channels):
     pytest.importorskip('torch')
     for size, batch_size in ((224, 1), (160, 3)):
