@@ -13,20 +13,27 @@ try:
 except ImportError as _error:  # said here, in case mxnet is imported next, and again by devices
     print(_error)
 
+from .distributed import serve_if_asked  # noqa: E402
+
+serve_if_asked()  # in the role of a server MXNet would become one when imported, unwatched
+
 __version__ = '0.1.0'
 
 # Each name is imported when it is first used, so that importing d2l_ext itself takes no time and
 # works where MXNet does not.
 _MODULES = {
     'checkpoints': ('load_params', 'save_params'),
+    'cifar10': ('load_data_cifar10',),
     'data': ('get_fashion_mnist_labels', 'load_data', 'load_data_digits',
              'load_data_fashion_mnist'),
     'devices': ('try_gpu',),
+    'export': ('export_onnx',),
     'lr_finder': ('RangeTest', 'range_test'),
     'nets': ('nin', 'nin_block'),
     'plotting': ('plot_confusion', 'plot_histories', 'plot_speed', 'show_images', 'show_samples'),
     'records': ('checkpoint_path', 'final_values', 'load_record', 'load_weights', 'recorded',
                 'results_folder'),
+    'search': ('make_trainer', 'trial_table', 'tune'),
     'training': ('evaluate_accuracy', 'predict', 'train_ch5'),
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}

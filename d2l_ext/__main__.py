@@ -1,6 +1,7 @@
 """Train section 7.3's NiN from the command line: python -m d2l_ext."""
 import argparse
 import os
+import signal
 import sys
 import time
 
@@ -11,6 +12,7 @@ if __name__ == '__main__' and '--diagnose' in sys.argv:  # it works where MXNet 
 from . import data
 from .checkpoints import read_history
 from .devices import mx, resolve_precision, try_gpu
+from .distributed import KVSTORES, Workers, connect
 from .nets import check_input, nin
 from .records import checkpoint_path, processor
 from .threads import num_threads
@@ -52,8 +54,10 @@ def parse_args(argv):
     parser.add_argument('--init', choices=sorted(INITS), help='initialization of the weights')
     parser.add_argument('--seed', type=int, default=0,
                         help='of everything random; the same seed repeats a run (default: 0)')
-    parser.add_argument('--precision', choices=('auto', 'float32', 'bfloat16'), default='auto',
-                        help='auto: bfloat16 if the processor has instructions for it')
+    parser.add_argument('--precision', default='auto',
+                        choices=('auto', 'float32', 'bfloat16', 'float16'),
+                        help='auto: bfloat16 if the processor has instructions for it, else '
+                             'float32; float16 needs a GPU')
     parser.add_argument('--dataset', choices=('auto', 'fashion-mnist', 'digits'), default='auto',
                         help="auto: Fashion-MNIST if it can be had, else scikit-learn's digits")
     parser.add_argument('--checkpoint', metavar='FILE',
@@ -61,6 +65,10 @@ def parse_args(argv):
                              'cache folder)')
     parser.add_argument('--resume', action='store_true',
                         help='go on from the checkpoint of the same setting')
+    parser.add_argument('--kvstore', choices=KVSTORES,
+                        help='train on several machines at once, started by python -m '
+                             'd2l_ext.distributed; batch size and learning rate are those of all '
+                             'workers together')
     parser.add_argument('--diagnose', action='store_true',
                         help='print what is installed and found, and what to do about problems')
     args = parser.parse_args(argv)
@@ -69,6 +77,9 @@ def parse_args(argv):
         if getattr(args, name) is None:
             setattr(args, name, value)
     args.reduced = defaults is REDUCED
+    if args.kvstore is None and 'DMLC_ROLE' in os.environ:
+        parser.error('a launcher started this process as one of several (DMLC_ROLE is set): add '
+                     '--kvstore dist_sync, or each would train alone')
     if args.images is not None and args.images < 1:
         parser.error(f'--images must be at least 1, not {args.images}')
     if not 0 < args.lr < float('inf'):
@@ -93,11 +104,12 @@ def default_checkpoint(args, train_iter, precision):
     return checkpoint_path('section-7.3', [setting, train_iter.name, precision], args.seed)
 
 
-def build(args, ctx):
+def build(args, ctx, kvstore='device'):
     """Return the section's net and its trainer."""
     net = nin()
     net.initialize(INITS[args.init], ctx=ctx)
-    return net, mx.gluon.Trainer(net.collect_params(), 'sgd', {'learning_rate': args.lr})
+    return net, mx.gluon.Trainer(net.collect_params(), 'sgd', {'learning_rate': args.lr},
+                                 kvstore=kvstore)
 
 
 def estimate_seconds(args, num_epochs, train_iter, test_iter, ctx):
@@ -135,6 +147,9 @@ def print_rows(rows):
 
 
 def run(args):
+    workers = connect(args.kvstore) if args.kvstore else Workers()
+    if workers.rank:  # one worker is enough to speak for all
+        sys.stdout = open(os.devnull, 'w')  # noqa: SIM115  until the process ends
     ctx = try_gpu()
     precision = resolve_precision(args.precision, ctx)
     train_iter, test_iter = load(args, ctx)
@@ -144,6 +159,8 @@ def run(args):
     print(f'  device     {ctx}, {processor()}')
     print(f'  threads    {num_threads()}')
     print(f'  precision  {precision}')
+    if args.kvstore:
+        print(f'  workers    {workers.number}, each with its part of every batch')
     print(f'  data       {train_iter.name}: {len(train_iter.images):,} training and '
           f'{len(test_iter.images):,} test images, resized to {args.resize}x{args.resize}')
     print(f'  training   {args.epochs} epochs, batch size {args.batch_size}, learning rate '
@@ -152,21 +169,20 @@ def run(args):
         print("  This is a reduced setting. The book's own (60,000 images of 224x224, batch size "
               '128,\n  learning rate 0.1, Xavier initialization) is: python -m d2l_ext --full')
     minutes = estimate_seconds(args, max(0, args.epochs - len(kept)), train_iter, test_iter,
-                               ctx) / 60
+                               ctx) / 60 / workers.number
     print(f'  time       about {minutes:.0f} minutes' if minutes > 2
           else f'  time       about {60 * minutes:.0f} seconds', flush=True)
-    net, trainer = build(args, ctx)
+    net, trainer = build(args, ctx, args.kvstore or 'device')
     print_rows(kept)
-    try:
-        train_ch5(net, train_iter, test_iter, args.batch_size, trainer, ctx, args.epochs,
-                  precision=args.precision, checkpoint=checkpoint, resume=args.resume,
-                  seed=args.seed, report=lambda row: print_rows([row]))
-    except KeyboardInterrupt:
-        if os.path.exists(checkpoint):
-            print(f'\nThe last whole epoch is in {checkpoint}; the same command with --resume '
-                  'goes on from there.')
-        raise
+    train_ch5(net, train_iter, test_iter, args.batch_size, trainer, ctx, args.epochs,
+              precision=args.precision, checkpoint=checkpoint, resume=args.resume,
+              seed=args.seed, report=lambda row: print_rows([row]))
     return 0
+
+
+def stop(number, frame):
+    """End after SIGTERM, which a machine sends that shuts down, as after Ctrl-C."""
+    raise KeyboardInterrupt(number)
 
 
 def main(argv=None):
@@ -175,10 +191,11 @@ def main(argv=None):
     except (ValueError, OSError, FloatingPointError) as error:
         print(f'error: {error}', file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         print('\nstopped')
-        return 130
+        return 128 + (interrupt.args or (signal.SIGINT,))[0]  # as shells have it
 
 
 if __name__ == '__main__':
+    signal.signal(signal.SIGTERM, stop)
     sys.exit(main())

@@ -1,16 +1,22 @@
 """Parameters and whole training states in plain .npz files; no pickle is written or read."""
 import io
 import json
-import pathlib
+import math
+import re
 import zipfile
-import zlib
 
 import numpy as np
 
-from .devices import mx, try_gpu
+from .arguments import check_choice, check_path, check_type
+from .devices import check_ctx, check_devices, mx, try_gpu
 from .files import atomic_write
+from .nets import check_initialized, check_net, check_trainer
 
 nd = mx.nd
+
+# What changes in MXNet's loss scaler: the scale of this step and the next one, and the number of
+# steps since an overflow.
+_LOSS_SCALER = ('_loss_scale', '_next_loss_scale', '_unskipped')
 
 
 def _named_params(net):
@@ -18,24 +24,51 @@ def _named_params(net):
 
     These names, unlike Gluon's own, do not depend on how many nets were made before.
     """
-    return net._collect_params_with_prefix()
+    return check_net(net)._collect_params_with_prefix()
+
+
+def _values(net):
+    """Return the parameters of `net` as {name: array of NumPy}."""
+    for name, param in _named_params(net).items():
+        if param._data is None:
+            raise ValueError(f'net must be initialized and have seen a batch, but {name} has no '
+                             'values, not even a shape' if param._deferred_init else
+                             f'net must be initialized, with net.initialize(), but {name} is not')
+    return {name: param.list_data()[0].asnumpy() for name, param in _named_params(net).items()}
 
 
 def _load_arrays(path):
     """Return the arrays of a .npz file as a dictionary."""
-    path = pathlib.Path(path)
+    path = check_path('path', path)
     try:
-        with zipfile.ZipFile(path) as file:
-            damaged = file.testzip()  # NumPy would look at the check sums too late
-        if damaged is not None:
-            raise ValueError(f'{damaged} has another check sum')
-        with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
+        # NumPy's own np.load would believe each header before the check sum is known.
+        content = path.read_bytes()
+        # From memory: in a file, zipfile asks for as much as a directory's header announces.
+        with zipfile.ZipFile(io.BytesIO(content)) as file:
+            parts = file.infolist()
+            if any(part.compress_type != zipfile.ZIP_STORED for part in parts):
+                raise ValueError('it is compressed')
+            if sum(part.file_size for part in parts) > len(content):
+                raise ValueError('it announces more than it holds')
+            return {re.sub(r'\.npy$', '', part.filename): _read_array(file.read(part))
+                    for part in parts}
     except FileNotFoundError:
         raise
-    except (OSError, EOFError, ValueError, AttributeError, TypeError, KeyError,
-            NotImplementedError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+    except Exception as error:  # zipfile and NumPy know a dozen kinds for what is damaged
         raise ValueError(f'{path} cannot be read as a .npz file of arrays: {error}') from None
+
+
+def _read_array(content):
+    """Return the array in the bytes of a .npy file, of the version that NumPy writes by default."""
+    file = io.BytesIO(content)
+    if np.lib.format.read_magic(file) != (1, 0):
+        raise ValueError('an array has an unknown version')
+    shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+    # A lying header must not make NumPy ask for memory.
+    if math.prod(shape) * dtype.itemsize != len(content) - file.tell():
+        raise ValueError('an array has another size than it announces')
+    file.seek(0)
+    return np.lib.format.read_array(file, allow_pickle=False)
 
 
 def _save_arrays(path, arrays):
@@ -56,11 +89,11 @@ def save_params(net, path, dtype='float32'):
         Initialized.
     path : str or path
         File to write; replaced only once the new content is complete.
-    dtype : str
+    dtype : {'float32', 'float16'}
         'float16' halves the file; the values are rounded.
     """
-    _save_arrays(path, {name: param.data().asnumpy().astype(dtype)
-                        for name, param in _named_params(net).items()})
+    check_choice('dtype', dtype, ('float32', 'float16'))
+    _save_arrays(path, {name: value.astype(dtype) for name, value in _values(net).items()})
 
 
 def load_params(net, path, ctx=None):
@@ -84,7 +117,7 @@ def load_params(net, path, ctx=None):
     """
     params, arrays = _named_params(net), _load_arrays(path)
     _check_params(params, arrays, path)
-    _set_params(params, arrays, ctx or try_gpu())
+    _set_params(params, arrays, try_gpu() if ctx is None else check_ctx(ctx))
 
 
 def _check_params(params, arrays, path):
@@ -134,20 +167,25 @@ def save_checkpoint(path, net, trainer, ctx, history, settings):
     net : mxnet.gluon.Block
         Its parameters are kept in float32, as they train.
     trainer : mxnet.gluon.Trainer
-        Its optimizer states and update counts are kept.
-    ctx : mxnet.Context
-        Device of the parameters.
+        Its optimizer states and update counts are kept, and its loss scale if it has one.
+    ctx : mxnet.Context or list of mxnet.Context
+        Devices of the parameters, on all of which these and the states are the same.
     history : list of dict
         One dictionary an epoch.
     settings : dict
         What a resumed run must have the same, the seed among it.
     """
-    params = _named_params(net)
+    devices = check_devices(ctx)
+    for device in devices:
+        check_initialized(net, device)
+    check_trainer(trainer, net)
+    check_type('history', history, list, 'a list of dictionaries, one an epoch')
+    check_type('settings', settings, dict, 'a dictionary')
     optimizer = trainer._optimizer
-    arrays = {f'param:{name}': param.data().asnumpy() for name, param in params.items()}
-    optimizer._set_current_context(ctx.device_id)  # MXNet counts updates for each device
+    arrays = {f'param:{name}': value for name, value in _values(net).items()}
+    optimizer._set_current_context(devices[0].device_id)  # MXNet counts updates for each device
     updates = {}
-    for name, param in params.items():
+    for name, param in _named_params(net).items():
         index = trainer._param2idx.get(param.name)
         if index is not None:
             updates[name] = optimizer._index_update_count.get(index, 0)
@@ -158,6 +196,9 @@ def save_checkpoint(path, net, trainer, ctx, history, settings):
         **settings, 'optimizer': type(optimizer).__name__}}
     if hasattr(optimizer, 'm_schedule'):  # Nadam keeps this number outside of its states
         about['m_schedule'] = optimizer.m_schedule
+    if hasattr(trainer, '_amp_loss_scaler'):
+        about['loss_scaler'] = {name: getattr(trainer._amp_loss_scaler, name)
+                                for name in _LOSS_SCALER}
     _save_arrays(path, {'about': np.array(json.dumps(about)), **arrays})
 
 
@@ -176,11 +217,28 @@ def _read_checkpoint(path):
     arrays = _load_arrays(path)
     try:
         about = json.loads(arrays.pop('about').item())
-        if about.keys() >= {'history', 'updates', 'settings'}:
+        if _is_about(about):
             return arrays, about
-    except (KeyError, ValueError, TypeError, AttributeError):
+    except (KeyError, ValueError, TypeError, RecursionError):
         pass
     raise ValueError(f'{path} is not a checkpoint of train_ch5')
+
+
+def _is_about(about):
+    """Return whether this has the form of what :func:`save_checkpoint` writes beside arrays."""
+    if not isinstance(about, dict) or not about.keys() >= {'history', 'updates', 'settings'}:
+        return False
+    scaler = about.get('loss_scaler', dict.fromkeys(_LOSS_SCALER, 1))
+    return (isinstance(about['history'], list)
+            and all(isinstance(row, dict) for row in about['history'])
+            and isinstance(about['updates'], dict)
+            and all(type(number) is int and number >= 0 for number in about['updates'].values())
+            and isinstance(about['settings'], dict)
+            and type(about['settings'].get('seed')) is int
+            and 0 <= about['settings']['seed'] < 2**32
+            and isinstance(about.get('m_schedule', 1.0), float)
+            and isinstance(scaler, dict) and scaler.keys() == set(_LOSS_SCALER)
+            and all(type(number) in (int, float) for number in scaler.values()))
 
 
 def load_checkpoint(path, net, trainer, ctx, settings):
@@ -200,6 +258,9 @@ def load_checkpoint(path, net, trainer, ctx, settings):
         changed then.
     """
     arrays, about = _read_checkpoint(path)
+    check_trainer(trainer, net)
+    devices = check_devices(ctx)
+    check_type('settings', settings, dict, 'a dictionary')
     optimizer, updates = trainer._optimizer, about['updates']
     for name, value in {**settings, 'optimizer': type(optimizer).__name__}.items():
         kept = about['settings'].get(name)
@@ -217,24 +278,30 @@ def load_checkpoint(path, net, trainer, ctx, settings):
         index = trainer._param2idx.get(param.name)
         if index is None or not updates.get(name):
             continue
-        state = optimizer.create_state_multi_precision(index, nd.array(by_kind['param'][name], ctx))
+        state = optimizer.create_state_multi_precision(
+            index, nd.array(by_kind['param'][name], devices[0]))
         for key, target in _flatten_state(state, name):
             array = by_kind['state'].pop(key, np.array(None))
-            if array.shape != target.shape:
+            if array.shape != target.shape or array.dtype.kind != 'f':
                 raise ValueError(f'{path} lacks the state that the optimizer of this trainer keeps '
                                  f'for {name}, such as momentum')
-            target[:] = nd.array(array, ctx, dtype=target.dtype)
+            target[:] = nd.array(array, devices[0], dtype=target.dtype)
         states[index] = name, state
     if by_kind['state']:
         raise ValueError(f'{path} has a state, such as momentum, that the optimizer of this '
                          'trainer does not keep')
-    _set_params(params, by_kind['param'], ctx)
-    optimizer._set_current_context(ctx.device_id)
+    if 'loss_scaler' in about and not hasattr(trainer, '_amp_loss_scaler'):
+        raise ValueError(f'{path} was made with loss scaling, which this trainer does not use')
+    _set_params(params, by_kind['param'], devices)
     if 'm_schedule' in about:
         optimizer.m_schedule = about['m_schedule']
-    for index, (name, state) in states.items():
-        optimizer._index_update_count[index] = updates[name]
-        optimizer.num_update = max(optimizer.num_update, updates[name])
-        trainer._updaters[0].states[index] = state
-        trainer._updaters[0].states_synced[index] = True
+    for name, value in about.get('loss_scaler', {}).items():
+        setattr(trainer._amp_loss_scaler, name, value)
+    for device, updater in zip(devices, trainer._updaters):
+        optimizer._set_current_context(device.device_id)
+        for index, (name, state) in states.items():
+            optimizer._index_update_count[index] = updates[name]
+            optimizer.num_update = max(optimizer.num_update, updates[name])
+            updater.states[index] = updater.sync_state_context(state, device)
+            updater.states_synced[index] = True
     return about['history'], about['settings']['seed']

@@ -2,11 +2,15 @@
 import pathlib
 
 from . import threads  # noqa: F401  settles what MXNet reads when it is imported
+from .arguments import check_type, refusal
 from .cuda import Problem, fall_back, may_use_gpu, prepare
+from .distributed import serve_if_asked
 
 prepare()
+serve_if_asked()
 import mxnet as mx  # noqa: E402
 
+_DEVICE = 'a device such as mx.cpu() or try_gpu()'
 _CPUINFO = pathlib.Path('/proc/cpuinfo')
 
 
@@ -42,6 +46,24 @@ def try_gpu(i=0):
         return mx.cpu()
 
 
+def check_ctx(ctx):
+    """Return `ctx`, or raise a ValueError unless it is a device that MXNet has here."""
+    check_type('ctx', ctx, mx.Context, _DEVICE)
+    if ctx.device_type == 'gpu' and ctx.device_id >= mx.context.num_gpus():
+        raise refusal('ctx', ctx, f'{_DEVICE}; MXNet sees {mx.context.num_gpus()} GPUs here')
+    return ctx
+
+
+def check_devices(ctx):
+    """Return `ctx`, one device or a list of them, as a list; raise a ValueError else."""
+    devices = list(ctx) if isinstance(ctx, (list, tuple)) else [ctx]
+    for device in devices:
+        check_ctx(device)
+    if len(set(devices)) != len(devices) or len({ctx.device_type for ctx in devices}) != 1:
+        raise refusal('ctx', ctx, f'{_DEVICE}, or a list of different devices of one kind')
+    return devices
+
+
 def has_bfloat16():
     """Return whether the processor has bfloat16 instructions (AVX512-BF16 or AMX-BF16)."""
     try:
@@ -52,23 +74,25 @@ def has_bfloat16():
 
 
 def resolve_precision(precision, ctx):
-    """Return the precision, 'float32' or 'bfloat16', in which a training run computes.
+    """Return the precision, 'float32', 'bfloat16' or 'float16', in which a training run computes.
 
     Parameters
     ----------
-    precision : {'auto', 'float32', 'bfloat16'}
-        'auto' is bfloat16 on a CPU with bfloat16 instructions, float32 elsewhere.
+    precision : {'auto', 'float32', 'bfloat16', 'float16'}
+        'auto' is bfloat16 on a CPU with bfloat16 instructions, float32 elsewhere: nobody has
+        measured float16 on a GPU with this package yet.
     ctx : mxnet.Context
         The device of the run.
 
     Raises
     ------
     ValueError
-        If `precision` is none of the three, or bfloat16 is asked for where it cannot work.
+        If `precision` is none of these, or asked for where it cannot work.
     """
-    if precision not in ('auto', 'float32', 'bfloat16'):
-        raise ValueError(
-            f"precision must be 'auto', 'float32' or 'bfloat16', not {precision!r}")
+    if precision not in ('auto', 'float32', 'bfloat16', 'float16'):
+        raise ValueError("precision must be 'auto', 'float32', 'bfloat16' or 'float16', "
+                         f'not {precision!r}')
+    check_type('ctx', ctx, mx.Context, _DEVICE)
     possible = ctx.device_type == 'cpu' and has_bfloat16()
     if precision == 'auto':
         return 'bfloat16' if possible else 'float32'
@@ -76,4 +100,7 @@ def resolve_precision(precision, ctx):
         where = 'on a GPU' if ctx.device_type == 'gpu' else 'on this processor'
         raise ValueError(f"precision='bfloat16' does not work {where}: "
                          "it needs a CPU with AVX512-BF16 or AMX. Use precision='auto'")
+    if precision == 'float16' and ctx.device_type != 'gpu':
+        raise ValueError("precision='float16' does not work on a CPU: MXNet has the layers in "
+                         "float16 for GPUs only. Use precision='auto'")
     return precision

@@ -1,15 +1,26 @@
 """The training loop of section 7.3."""
+import collections.abc
 import math
 import os
 import random
 import time
+import zlib
 
 import numpy as np
 
-from .arguments import check_int
+from .arguments import (
+    check_choice,
+    check_flag,
+    check_int,
+    check_keys,
+    check_path,
+    check_type,
+    refusal,
+)
 from .checkpoints import load_checkpoint, save_checkpoint
-from .devices import mx, resolve_precision
-from .nets import check_input, trace
+from .devices import check_devices, mx, resolve_precision
+from .distributed import finish, workers_of
+from .nets import check_initialized, check_input, check_trainer, trace
 from .progress import progress_bar
 from .threads import threads_note
 
@@ -21,6 +32,7 @@ _LOOK_EVERY = 50
 # So many batches in a row with no logit other than 0 are no accident.
 _DEAD_AFTER = 5
 
+_ROW_KEYS = ('epoch', 'loss', 'train_acc', 'test_acc', 'seconds')
 _ADVICE = 'Try a smaller learning rate, or go back to the last checkpoint'
 
 DEAD_START = """\
@@ -34,8 +46,8 @@ the last pooling."""
 def compiled(net, precision='float32'):
     """Return a faster function that computes what `net` computes, on the same parameters.
 
-    The layers become one graph with fixed memory; in bfloat16, convolutions and dense layers
-    compute in bfloat16 while parameters, gradients and the result stay float32. `net` itself is
+    The layers become one graph with fixed memory; in bfloat16 or float16, convolutions and dense
+    layers compute in that while parameters, gradients and the result stay float32. `net` itself is
     not changed: called directly it still runs layer by layer in float32.
 
     Parameters
@@ -43,15 +55,16 @@ def compiled(net, precision='float32'):
     net : mxnet.gluon.Block
         Initialized; shapes may still be deferred. A block that has no graph, such as one with
         hooks or with a `forward` of its own, is returned as it is and computes in float32.
-    precision : {'float32', 'bfloat16'}
+    precision : {'float32', 'bfloat16', 'float16'}
         In which the layers compute.
     """
+    check_choice('precision', precision, ('float32', 'bfloat16', 'float16'))
     graph = trace(net)
     if graph is None:
         return net
-    if precision == 'bfloat16':
+    if precision != 'float32':
         from mxnet.contrib import amp
-        graph = amp.convert_symbol(graph, 'bfloat16', data_names=['data'])
+        graph = amp.convert_symbol(graph, precision, data_names=['data'])
         graph = mx.sym.amp_cast(graph, dtype='float32')
     data = mx.sym.var('data', dtype='float32')
     block = gluon.SymbolBlock(graph, data, params=net.collect_params())
@@ -59,122 +72,238 @@ def compiled(net, precision='float32'):
     return block
 
 
-def _seed_epoch(seed, epoch):
-    """Seed Python's, NumPy's and MXNet's generators, so that an epoch repeats by itself."""
+def _seed_epoch(seed, epoch, rank=0):
+    """Seed Python's, NumPy's and MXNet's generators, so that an epoch repeats by itself.
+
+    Workers of one job share the order of the images, NumPy's, but not the dropout, MXNet's.
+    """
     nd.waitall()
     state = int(np.random.SeedSequence((seed, epoch)).generate_state(1)[0])
     random.seed(state)
     np.random.seed(state)
+    if rank:
+        state = int(np.random.SeedSequence((seed, epoch, rank)).generate_state(1)[0])
     mx.random.seed(state % 2**31)
 
 
-def _on(ctx, X, y):
-    """Return a batch of arrays, NumPy's or MXNet's, as MXNet arrays on `ctx`."""
-    return tuple(a.as_in_context(ctx) if isinstance(a, nd.NDArray) else nd.array(a, ctx=ctx)
-                 for a in (X, y))
+def check_batches(name, batches):
+    """Raise a ValueError unless `batches` can be iterated over."""
+    check_type(name, batches, collections.abc.Iterable, 'batches, pairs (X, y), such as a list')
 
 
-def _check_batch(net, X, y):
-    if y.ndim != 1 or X.shape[0] != y.shape[0]:
-        raise ValueError(f'X of shape {X.shape} needs labels y of shape ({X.shape[0]},), '
-                         f'not {y.shape}')
-    if X.dtype != np.float32:
-        raise ValueError(f"images must be float32, not {np.dtype(X.dtype).name}: convert them, "
-                         "such as with X.astype('float32') / 255")
-    check_input(net, X.shape)
+def _checked(net, ctx, name, batches):
+    """Yield pairs of arrays, NumPy's or MXNet's, that fit `net` as MXNet arrays on `ctx`."""
+    shape = None
+    for batch in batches:
+        if not isinstance(batch, (tuple, list)) or len(batch) != 2 or not all(map(np.ndim, batch)):
+            raise refusal(f'each batch of {name}', batch, 'a pair (X, y) of arrays')
+        X, y = (a.as_in_context(ctx) if isinstance(a, nd.NDArray) else nd.array(a, ctx=ctx)
+                for a in batch)
+        if y.ndim != 1 or X.shape[0] != y.shape[0]:
+            raise ValueError(f'X of shape {X.shape} needs labels y of shape ({X.shape[0]},), '
+                             f'not {y.shape}')
+        if X.dtype != np.float32:
+            raise ValueError(f'images must be float32, not {np.dtype(X.dtype).name}: convert '
+                             "them, such as with X.astype('float32') / 255")
+        if X.shape[1:] != shape:
+            check_input(net, X.shape)
+            shape = X.shape[1:]
+        yield X, y
 
 
 def _check_sums(outside, pixels, num_classes):
     """Raise if there were labels out of range or if the sum over pixels times 0 is not 0."""
     if outside:
-        raise ValueError(f'{int(outside)} labels are outside 0 to {num_classes - 1}, the '
-                         f'classes that the {num_classes} outputs of the net stand for')
+        raise ValueError(f'{int(outside)} labels are outside 0 to {num_classes - 1}, the whole '
+                         f'numbers that the {num_classes} outputs of the net stand for')
     if math.isnan(pixels):
         raise FloatingPointError('some images hold NaN or infinity; look for a division by zero '
                                  'where they are prepared')
 
 
 def _sums(X, y, logits):
-    """Return right answers, labels out of range, and 0 times the sum over all pixels.
+    """Return right answers, labels that stand for no class, and 0 times the sum over all pixels.
 
     The last is NaN if a pixel is no finite number; a ReLU may hide that from the loss. All stay on
     the device, so that nobody waits.
     """
     y = y.astype('float32')
-    outside = (y < 0) + (y >= logits.shape[1])
+    outside = ((y >= 0) * (y < logits.shape[1]) * (y == y.floor())) == 0  # so is NaN
     return nd.concat((logits.argmax(axis=1) == y).sum(), outside.sum(), X.sum() * 0,
                      dim=0).astype('float64')
+
+
+def _check_params(net, ctx, when, advice=_ADVICE):
+    """Raise if a parameter is no finite number; a ReLU may hide that from the loss."""
+    for name, param in net.collect_params().items():
+        # x * 0 is 0 for a number, but NaN for NaN and for infinity. What is deferred has no data.
+        if param._data and math.isnan((param.data(ctx) * 0).sum().asscalar()):
+            raise FloatingPointError(f'{name} holds NaN or infinity {when}. {advice}')
+
+
+def _size(train_iter):
+    """Return what tells sets of images apart cheaply, as far as it is known."""
+    batches = len(train_iter) if hasattr(train_iter, '__len__') else 0
+    labels = np.ascontiguousarray(getattr(train_iter, 'labels', ()))
+    return {'number of batches': batches, 'check sum of labels': zlib.crc32(labels)}
+
+
+def _split(devices, X, y):
+    """Return a pair (X, y) for each device; fewer where there are fewer images than devices."""
+    return list(zip(*(gluon.utils.split_and_load(a, devices[:len(X)], even_split=False)
+                      for a in (X, y))))
+
+
+def _shares(net, devices, train_iter, workers):
+    """Yield the images in each batch of the whole job, and what of it each device here gets."""
+    part = workers.part(train_iter)
+    for X, y in _checked(net, devices[0], 'train_iter', part):
+        total, mine = part.counts or (len(X), len(X))
+        yield total, _split(devices, X, y) if mine else []
+
+
+def _no_gradients(trainer, devices):
+    """Set the gradients on devices that got no image to 0, which is their part of the sum."""
+    for ctx in devices:
+        for param in trainer._params:
+            if param.grad_req != 'null':
+                param.grad(ctx)[:] = 0
+                param.data(ctx)._fresh_grad = True
+
+
+def _set_loss_scaling(trainer, wanted):
+    """Give `trainer` MXNet's loss scaler, which float16 needs, or take it away.
+
+    Gradients too small for float16 would become 0, so the loss is multiplied with a large number
+    and each step divides by it. A step whose gradients overflow is skipped and the number halved;
+    after 2,000 steps without it is doubled (Micikevicius et al., *Mixed Precision Training*, 2018).
+    """
+    has = hasattr(trainer, '_amp_loss_scaler')
+    if wanted and not has:  # as amp.init_trainer, which asks for amp.init's patch of the process
+        from mxnet.contrib.amp.loss_scaler import LossScaler
+        trainer._amp_loss_scaler = LossScaler()
+        trainer._amp_original_scale = trainer._scale
+    elif has and not wanted:
+        trainer._scale = trainer._amp_original_scale
+        del trainer._amp_loss_scaler
+
+
+def _scaled(losses, trainer):
+    """Return the losses, multiplied for float16, from which gradients are computed."""
+    if not hasattr(trainer, '_amp_loss_scaler'):
+        return losses
+    from mxnet.contrib import amp
+    with amp.scale_loss(losses, trainer) as scaled:
+        return scaled
+
+
+def _average_statistics(net, devices, workers):
+    """Give all devices the mean of what each has seen, such as batch normalization's mean."""
+    params = [param for _, param in sorted(net._collect_params_with_prefix().items())
+              if not param._differentiable]
+    if not params or workers.number * len(devices) == 1:
+        return
+    sums = [sum(param.data(ctx).asnumpy().astype('float64') for ctx in devices) for param in params]
+    sums = workers.sum(np.concatenate([values.reshape(-1) for values in sums]))
+    ends = np.cumsum([np.prod(param.shape) for param in params])
+    for param, values in zip(params, np.split(sums, ends[:-1])):
+        param.set_data(nd.array(values.reshape(param.shape) / (workers.number * len(devices))))
+
+
+def _start_alike(net, forward, trainer, devices, workers, train_iter, seed):
+    """Give all devices and workers the parameters of the first; Gluon would after a step."""
+    if any(param._deferred_init for param in net.collect_params().values()):
+        _seed_epoch(seed, 1)  # as in the first epoch on a single device
+        for X, _ in _checked(net, devices[0], 'train_iter', train_iter):
+            forward(X[:1])
+            break
+    if not trainer._kv_initialized:
+        workers.make_sendable(trainer._params)
+        trainer._init_kvstore()
+        trainer._init_params()
 
 
 class _Watch:
     """Adds up what the batches of an epoch give, and looks now and then whether it makes sense."""
 
-    def __init__(self, ctx):
+    def __init__(self, net, ctx, say):
+        self.net, self.ctx, self.say = net, ctx, say
         self.zero_run = nd.zeros(1, ctx=ctx)  # batches since a logit was other than 0
         self.explained = False
 
-    def start(self, epoch, ctx):
+    def start(self, epoch):
         """Begin an epoch."""
         self.epoch, self.batches = epoch, 0
-        self.loss = nd.zeros(1, ctx=ctx, dtype='float64')
-        self.sums = nd.zeros(3, ctx=ctx, dtype='float64')
+        self.loss = nd.zeros(1, ctx=self.ctx, dtype='float64')
+        self.sums = nd.zeros(3, ctx=self.ctx, dtype='float64')
 
-    def add(self, X, y, logits, l):
-        """Take in a batch; only now and then wait for the device."""
-        previous = self.loss
-        self.loss = self.loss + l.sum().astype('float64')
-        self.sums = self.sums + _sums(X, y, logits)
-        self.zero_run = (self.zero_run + 1) * (logits.abs().max() == 0)
+    def add(self, shares):
+        """Take in a batch, (X, y, logits, l) of each device; only now and then wait for it."""
+        previous, zero_run = self.loss, self.zero_run + 1
+        for X, y, logits, l in shares:
+            self.loss = self.loss + l.sum().astype('float64').as_in_context(self.ctx)
+            self.sums = self.sums + _sums(X, y, logits).as_in_context(self.ctx)
+            zero_run = zero_run * (logits.abs().max() == 0).as_in_context(self.ctx)
+        self.zero_run = zero_run
+        self.num_classes = logits.shape[1]
         self.batches += 1
         # One batch computes while the next is prepared; more would only fill the memory.
         previous.wait_to_read()
         if self.batches % _LOOK_EVERY == 0:
-            self.look(logits.shape[1], enough=_DEAD_AFTER)
+            self.look(enough=_DEAD_AFTER)
 
-    def look(self, num_classes, enough):
+    def look(self, enough):
         """Return loss and right answers so far; raise on broken numbers, tell of a dead start."""
         right, outside, pixels = (float(s) for s in self.sums.asnumpy())
-        _check_sums(outside, pixels, num_classes)
+        _check_sums(outside, pixels, self.num_classes)
         loss, zero_run = self.loss.asscalar(), int(self.zero_run.asscalar())
         if not math.isfinite(loss):
             raise FloatingPointError(f'the loss became {loss} in epoch {self.epoch}. {_ADVICE}')
-        if zero_run >= enough and not self.explained:
+        if zero_run >= enough and not self.explained and self._stuck():
             self.explained = True
-            print(DEAD_START.format(batches=zero_run, classes=num_classes,
-                                    loss=math.log(num_classes)), flush=True)
+            self.say(DEAD_START.format(batches=zero_run, classes=self.num_classes,
+                                       loss=math.log(self.num_classes)), flush=True)
         return loss, right
 
+    def _stuck(self):
+        """Return whether all gradients of the last batch are 0; logits alone may start at 0."""
+        _check_params(self.net, self.ctx, f'in epoch {self.epoch}')
+        return not any(param.grad(self.ctx).abs().max().asscalar()
+                       for param in self.net.collect_params().values() if param.grad_req != 'null')
 
-def _train_epoch(net, forward, train_iter, trainer, ctx, batch_size, watch, bar):
+
+def _train_epoch(net, forward, train_iter, trainer, devices, workers, batch_size, watch, bar):
     """Train for one pass; return mean loss and accuracy."""
     loss_function = gluon.loss.SoftmaxCrossEntropyLoss()
     num_images = 0
-    for X, y in train_iter:
-        X, y = _on(ctx, X, y)
-        if not num_images:
-            _check_batch(net, X, y)
-        if X.shape[0] > batch_size:
+    for total, shares in _shares(net, devices, train_iter, workers):
+        if total > batch_size:
             raise ValueError(f'batch_size is {batch_size} but train_iter yields a batch of '
-                             f'{X.shape[0]} images; pass the size that train_iter was made with')
+                             f'{total} images; pass the size that train_iter was made with')
+        outputs, losses = [], []
         with autograd.record():
-            logits = forward(X)
-            _check_logits(logits)
-            l = loss_function(logits, y)
-        l.backward()
-        trainer.step(X.shape[0])
-        watch.add(X, y, logits, l)
-        num_images += X.shape[0]
-        bar.update(X.shape[0])
-    if not num_images:
+            for X, y in shares:
+                logits = forward(X)
+                _check_logits(logits)
+                losses.append(loss_function(logits, y))
+                outputs.append((X, y, logits, losses[-1]))
+            losses = _scaled(losses, trainer)
+        for l in losses:
+            l.backward()
+        _no_gradients(trainer, devices[len(shares):])
+        trainer.step(total)  # gradients are summed over all devices and workers
+        if outputs:
+            watch.add(outputs)
+        num_images += total
+        bar.update(total)
+    if not watch.batches:
         raise ValueError('train_iter yields no batch. Is it a generator that has been used up? '
                          'Pass something that can be iterated again, such as a list')
     # A single batch of zeros may come from weights that start at zero, and pass.
-    loss, right = watch.look(logits.shape[1], enough=max(2, min(_DEAD_AFTER, watch.batches)))
-    for name, param in net.collect_params().items():
-        # x * 0 is 0 for a number, but NaN for NaN and for infinity.
-        if math.isnan((param.data(ctx) * 0).sum().asscalar()):
-            raise FloatingPointError(f'{name} holds NaN or infinity after epoch {watch.epoch}. '
-                                     + _ADVICE)
+    loss, right = watch.look(enough=max(2, min(_DEAD_AFTER, watch.batches)))
+    _average_statistics(net, devices, workers)
+    _check_params(net, devices[0], f'after epoch {watch.epoch}')
+    loss, right = workers.sum([loss, right]).tolist()
     return loss / num_images, right / num_images
 
 
@@ -192,9 +321,9 @@ def predict(net, data_iter, ctx, precision='auto'):
         Maps (batch, ...) to logits of shape (batch, classes).
     data_iter : iterable
         Of ``(X, y)``, y of shape (batch,).
-    ctx : mxnet.Context
-        Device of the parameters.
-    precision : {'auto', 'float32', 'bfloat16'}
+    ctx : mxnet.Context or list of mxnet.Context
+        Devices of the parameters; several share each batch.
+    precision : {'auto', 'float32', 'bfloat16', 'float16'}
         In which the layers compute.
 
     Returns
@@ -206,25 +335,30 @@ def predict(net, data_iter, ctx, precision='auto'):
     ValueError
         If `data_iter` is empty, the images do not fit the net, or a label is out of range.
     FloatingPointError
-        If an image is no finite number.
+        If an image or a parameter is no finite number.
     """
-    return _predict(net, compiled(net, resolve_precision(precision, ctx)), data_iter, ctx)
+    devices = check_devices(ctx)
+    for device in devices:
+        check_initialized(net, device)
+    check_batches('data_iter', data_iter)
+    _check_params(net, devices[0], 'before predicting', 'Initialize the net anew, or load others')
+    forward = compiled(net, resolve_precision(precision, devices[0]))
+    return _predict(net, forward, 'data_iter', data_iter, devices)
 
 
-def _predict(net, forward, data_iter, ctx):
-    predicted, true, sums = [], [], nd.zeros(3, ctx=ctx, dtype='float64')
-    for X, y in data_iter:
-        X, y = _on(ctx, X, y)
-        if not predicted:
-            _check_batch(net, X, y)
-        logits = forward(X)
-        _check_logits(logits)
-        previous, sums = sums, sums + _sums(X, y, logits)
+def _predict(net, forward, name, data_iter, devices):
+    predicted, true, sums = [], [], nd.zeros(3, ctx=devices[0], dtype='float64')
+    for X, y in _checked(net, devices[0], name, data_iter):
+        previous = sums
+        for X_, y_ in _split(devices, X, y):
+            logits = forward(X_)
+            _check_logits(logits)
+            sums = sums + _sums(X_, y_, logits).as_in_context(devices[0])
+            predicted.append(logits.argmax(axis=1))
         previous.wait_to_read()  # one batch computes while the next is prepared
-        predicted.append(logits.argmax(axis=1))
         true.append(y)
     if not predicted:
-        raise ValueError('there are no images to predict')
+        raise ValueError(f'there are no images to predict: {name} must yield a batch, not none')
     _check_sums(*sums.asnumpy()[1:], logits.shape[1])
     return tuple(np.concatenate([array.asnumpy() for array in arrays]).astype(int)
                  for arrays in (predicted, true))
@@ -241,6 +375,7 @@ def evaluate_accuracy(net, data_iter, ctx, precision='auto'):
 
 def print_epoch(row):
     """Print a row of a history as the section does."""
+    check_keys('row', row, _ROW_KEYS)
     print('epoch %d, loss %.4f, train acc %.3f, test acc %.3f, time %.1f sec'
           % (row['epoch'], row['loss'], row['train_acc'], row['test_acc'], row['seconds']),
           flush=True)
@@ -259,25 +394,33 @@ def train_ch5(net, train_iter, test_iter, batch_size, trainer, ctx, num_epochs, 
         0 of shape (batch,). Iterated once an epoch: a list, a Gluon ``DataLoader`` or what
         ``load_data_fashion_mnist`` returns.
     batch_size : int
-        Images in a full batch. Each step divides by the number of images it really had.
+        Images in a full batch, of all devices and workers together. Each step divides by the
+        number of images it really had.
     trainer : mxnet.gluon.Trainer
-        Of the net's parameters.
-    ctx : mxnet.Context
-        Device to train on.
+        Of the net's parameters. With ``kvstore='dist_sync'`` several workers train, on as many
+        machines (see ``d2l_ext.distributed``): all call this with the same arguments, each takes
+        its part of every batch, and rank 0 alone evaluates, prints, reports, and keeps the
+        checkpoint. So learning rate and batch size mean what they mean on one machine.
+    ctx : mxnet.Context or list of mxnet.Context
+        Device to train on, or several of a kind that share each batch. Batch normalization then
+        normalizes what each device has; its running statistics are averaged after each epoch.
     num_epochs : int
         Passes over `train_iter`, those already in a resumed checkpoint included.
-    precision : {'auto', 'float32', 'bfloat16'}
+    precision : {'auto', 'float32', 'bfloat16', 'float16'}
         In which the layers compute; 'auto' is bfloat16 where the processor has instructions
-        for it. Parameters, gradients and loss are float32 always.
+        for it. float16 needs a GPU, and its loss is scaled. Parameters, gradients and loss are
+        float32 always.
     checkpoint : str or path, optional
-        File that receives the whole state after each epoch.
+        File that receives the whole state after each epoch. When Ctrl-C or a full disk ends
+        the run, a line says how to go on from it. A file that is there without `resume` is kept
+        under the same name with ``.previous`` after it.
     resume : bool
         Go on from `checkpoint` if that file exists; the numbers are those of a run that was
-        never interrupted, on the same machine and number of threads.
+        never interrupted, on the same devices and number of threads.
     seed : int, optional
         From which every epoch seeds Python's, NumPy's and MXNet's generators (and so order,
         dropout, and parameters whose initialization is deferred). Drawn from NumPy's generator
-        if left out.
+        if left out. Workers draw the same order but another dropout, from seed, epoch and rank.
     report : callable
         Called with the row of each new epoch.
 
@@ -301,43 +444,84 @@ def train_ch5(net, train_iter, test_iter, batch_size, trainer, ctx, num_epochs, 
     num_epochs = check_int('num_epochs', num_epochs, 0)
     if seed is not None:
         seed = check_int('seed', seed, 0, 2**32 - 1)
-    if resume and checkpoint is None:
-        raise ValueError('resume=True needs checkpoint=, the file to go on from')
+    check_flag('resume', resume)
+    if checkpoint is not None:
+        checkpoint = check_path('checkpoint', checkpoint)
+    elif resume:
+        raise ValueError('resume=True needs checkpoint=, the file to go on from, not None')
+    check_type('report', report, collections.abc.Callable, 'a function of a row, such as print')
+    check_batches('train_iter', train_iter)
+    check_batches('test_iter', test_iter)
     if hasattr(test_iter, '__len__') and not len(test_iter):
-        raise ValueError('test_iter has no batch')
-    resolved = resolve_precision(precision, ctx)
+        raise ValueError('test_iter has no batch; it must have at least one')
+    check_trainer(trainer, net)
+    devices = check_devices(ctx)
+    resolved = resolve_precision(precision, devices[0])
     forward = compiled(net, resolved)
-    if forward is net and precision == 'bfloat16':
-        raise ValueError("precision='bfloat16' needs a net of hybrid blocks without hooks; this "
-                         "one has no graph. Use precision='auto'")
-    print('training on', ctx)
+    if forward is net and precision in ('bfloat16', 'float16'):
+        raise ValueError(f"precision='{precision}' needs a net of hybrid blocks without hooks; "
+                         "this one has no graph. Use precision='auto'")
+    if trainer._contexts and set(trainer._contexts) != set(devices):
+        raise ValueError(f'ctx must name the devices that trainer updates, {trainer._contexts}, '
+                         f'not {devices}: pass the same ctx to net.initialize and to train_ch5')
+    _set_loss_scaling(trainer, forward is not net and resolved == 'float16')
+    workers = workers_of(trainer)
+    if workers.number > 1:
+        workers.check_alike(batch_size=batch_size, num_epochs=num_epochs, **_size(train_iter))
+    say = print if workers.rank == 0 else lambda *_, **__: None
+    say('training on', ctx, *[f'by {workers.number} workers'] * (workers.number > 1))
     if threads_note():
-        print(threads_note())
+        say(threads_note())
     settings = {'batch_size': batch_size,
                 'precision': 'float32' if forward is net else resolved}
     history = []
-    if resume and os.path.exists(checkpoint):
-        if seed is not None:
-            settings['seed'] = seed
-        history, seed = load_checkpoint(checkpoint, net, trainer, ctx, settings)
-        print(f'going on after epoch {len(history)}, from {checkpoint}')
-    elif seed is None:
-        seed = int(np.random.randint(2**31))
+    with workers.open_checkpoint(checkpoint if resume else None) as path:
+        if path is not None:
+            if seed is not None:
+                settings['seed'] = seed
+            history, seed = load_checkpoint(path, net, trainer, devices, settings)
+            say(f'going on after epoch {len(history)}, from {checkpoint}')
+        elif seed is None:
+            seed = int(np.random.randint(2**31))
+    seed = int(workers.from_leader(seed))
     settings['seed'] = seed
-    watch = _Watch(ctx)
+    for device in devices:
+        check_initialized(net, device)  # a checkpoint may have done it
+    _check_params(net, devices[0], 'before training', 'Initialize the net anew, or load others')
+    if workers.number * len(devices) > 1:
+        _start_alike(net, forward, trainer, devices, workers, train_iter, seed)
+    watch = _Watch(net, devices[0], say)
     num_images = len(train_iter) * batch_size if hasattr(train_iter, '__len__') else None
-    for epoch in range(len(history) + 1, num_epochs + 1):
-        start = time.time()
-        _seed_epoch(seed, epoch)
-        watch.start(epoch, ctx)
-        with progress_bar(num_images, ' images', f'epoch {epoch} of {num_epochs}') as bar:
-            loss, train_acc = _train_epoch(net, forward, train_iter, trainer, ctx, batch_size,
-                                           watch, bar)
-        predicted, true = _predict(net, forward, test_iter, ctx)
-        history.append({'epoch': epoch, 'loss': loss, 'train_acc': train_acc,
-                        'test_acc': float((predicted == true).mean()),
-                        'seconds': time.time() - start})
-        if checkpoint is not None:
-            save_checkpoint(checkpoint, net, trainer, ctx, history, settings)
-        report(history[-1])
+    kept = bool(history)
+    try:
+        for epoch in range(len(history) + 1, num_epochs + 1):
+            start = time.time()
+            _seed_epoch(seed, epoch, workers.rank)
+            watch.start(epoch)
+            with progress_bar(num_images, ' images', f'epoch {epoch} of {num_epochs}') as bar:
+                bar.disable = bar.disable or workers.rank > 0
+                loss, train_acc = _train_epoch(net, forward, train_iter, trainer, devices, workers,
+                                               batch_size, watch, bar)
+            test_acc = 0.
+            if workers.rank == 0:
+                predicted, true = _predict(net, forward, 'test_iter', test_iter, devices)
+                test_acc = (predicted == true).mean()
+            history.append({'epoch': epoch, 'loss': loss, 'train_acc': train_acc,
+                            'test_acc': float(workers.from_leader(test_acc)),
+                            'seconds': time.time() - start})
+            if workers.rank == 0:
+                if checkpoint is not None:
+                    if not kept and checkpoint.exists():  # of a run that nobody asked to resume
+                        previous = f'{checkpoint}.previous'
+                        os.replace(checkpoint, previous)
+                        say(f'the checkpoint of an earlier run is now {previous}')
+                    save_checkpoint(checkpoint, net, trainer, devices, history, settings)
+                    kept = True
+                report(history[-1])
+    except (KeyboardInterrupt, OSError):  # such as a full disk
+        if kept:
+            say(f'\nThe last whole epoch is in {checkpoint}. Train again with resume=True '
+                '(--resume on the command line) to go on from there.', flush=True)
+        raise
+    finish()
     return history

@@ -56,8 +56,10 @@ def test_has_bfloat16(tmp_path, monkeypatch, text, expected):
     ('bfloat16', mx.cpu(), True, 'bfloat16'),
     ('bfloat16', mx.cpu(), False, 'does not work on this processor'),
     ('bfloat16', mx.gpu(), True, 'does not work on a GPU'),
-    ('float16', mx.cpu(), True, "must be 'auto', 'float32' or 'bfloat16', not 'float16'"),
-    (None, mx.cpu(), True, "must be 'auto', 'float32' or 'bfloat16', not None"),
+    ('float16', mx.cpu(), True, 'does not work on a CPU'),
+    ('float16', mx.gpu(), True, 'float16'),
+    ('float8', mx.cpu(), True, "'bfloat16' or 'float16', not 'float8'"),
+    (None, mx.cpu(), True, "'bfloat16' or 'float16', not None"),
 ])
 def test_resolve_precision(monkeypatch, precision, ctx, possible, expected):
     monkeypatch.setattr(devices, 'has_bfloat16', lambda: possible)

@@ -1,0 +1,100 @@
+"""Time the networks of Gluon's model zoo on images: python -m tests.benchmarks.zoo.
+
+Each network classifies random images on the CPU, in float32, in a process of its own. Its weights
+are random, which cost as much as trained ones; nothing is downloaded. Needs a machine with nothing
+else to do and 4 GB of memory. Prints a table and writes chapters/results/inception_zoo.json.
+"""
+import argparse
+import concurrent.futures
+import datetime
+import json
+import multiprocessing
+import statistics
+import time
+
+from d2l_ext.files import atomic_write
+from d2l_ext.records import environment, results_folder
+
+BATCH_SIZE = 32
+SECONDS, BATCHES = 5, 3  # a turn lasts at least so long, and so many batches
+NAMES = [
+    'alexnet', 'densenet121', 'densenet161', 'densenet169', 'densenet201', 'inceptionv3',
+    'mobilenet0.25', 'mobilenet0.5', 'mobilenet0.75', 'mobilenet1.0', 'mobilenetv2_0.25',
+    'mobilenetv2_0.5', 'mobilenetv2_0.75', 'mobilenetv2_1.0', 'resnet18_v1', 'resnet34_v1',
+    'resnet50_v1', 'resnet101_v1', 'resnet152_v1', 'resnet18_v2', 'resnet34_v2', 'resnet50_v2',
+    'resnet101_v2', 'resnet152_v2', 'squeezenet1.0', 'squeezenet1.1', 'vgg11', 'vgg13', 'vgg16',
+    'vgg19', 'vgg11_bn', 'vgg13_bn', 'vgg16_bn', 'vgg19_bn']
+
+
+def image_size(name):
+    """Return height and width of the images that the network was designed for."""
+    return 299 if name == 'inceptionv3' else 224
+
+
+def measure(name):
+    """Return speed and peak memory of this process, which should do nothing else."""
+    from d2l_ext.devices import mx
+    from d2l_ext.training import compiled
+
+    net, size = mx.gluon.model_zoo.vision.get_model(name), image_size(name)
+    # He's weights keep the numbers in range; very small ones would be slow to compute with.
+    net.initialize(mx.init.MSRAPrelu(slope=0), ctx=mx.cpu())
+    forward = compiled(net)
+    X = mx.nd.random.uniform(shape=(BATCH_SIZE, 3, size, size), ctx=mx.cpu())
+    forward(X).wait_to_read()  # the first one also plans and allocates
+    batches, start = 0, time.perf_counter()
+    while batches < BATCHES or time.perf_counter() - start < SECONDS:
+        forward(X).wait_to_read()
+        batches += 1
+    seconds = time.perf_counter() - start
+    # Not getrusage(), whose peak begins with that of the process that started this one.
+    with open('/proc/self/status') as file:
+        peak = next(int(line.split()[1]) for line in file if line.startswith('VmHWM'))  # in KiB
+    return {'images_per_second': batches * BATCH_SIZE / seconds, 'batches': batches,
+            'peak_gib': peak / 2**20}
+
+
+def measure_alone(name):
+    """Return what `measure` says in a fresh process."""
+    fresh = multiprocessing.get_context('spawn')
+    with concurrent.futures.ProcessPoolExecutor(1, mp_context=fresh) as pool:
+        return pool.submit(measure, name).result()
+
+
+def main():
+    parser = argparse.ArgumentParser(prog='python -m tests.benchmarks.zoo', description=__doc__)
+    parser.add_argument('--repeats', type=int, default=3,
+                        help='how often each is timed (default: 3)')
+    parser.add_argument('--only', nargs='+', choices=NAMES, metavar='NAME',
+                        help='time these networks, and write no record')
+    args = parser.parse_args()
+    turns = {name: [] for name in args.only or NAMES}
+    for i in range(args.repeats):
+        for name, results in turns.items():
+            results.append(measure_alone(name))
+            print(f'{i + 1}/{args.repeats}  {name:17} {results[-1]["images_per_second"]:7.1f} '
+                  f'images/s, {results[-1]["peak_gib"]:5.2f} GiB', flush=True)
+    rows = {}
+    for name, results in turns.items():
+        speeds = [result['images_per_second'] for result in results]
+        rows[name] = {'size': image_size(name), 'images_per_second': statistics.median(speeds),
+                      'images_per_second_min': min(speeds), 'images_per_second_max': max(speeds),
+                      'peak_gib': statistics.median(result['peak_gib'] for result in results),
+                      'turns': results}
+    print(f"\n{environment()['processor']}, batch size {BATCH_SIZE}, float32")
+    for name, row in rows.items():
+        print(f"{name:17} {row['images_per_second']:7.1f} images/s "
+              f"({row['images_per_second_min']:.1f} to {row['images_per_second_max']:.1f}), "
+              f"{row['peak_gib']:5.2f} GiB")
+    if args.only:
+        return
+    record = {'name': 'inception_zoo', 'batch_size': BATCH_SIZE, 'repeats': args.repeats,
+              'rows': rows, 'environment': {**environment('float32'), 'device': 'cpu(0)'},
+              'date': datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
+              'command': 'python -m tests.benchmarks.zoo'}
+    with atomic_write(results_folder() / 'inception_zoo.json') as file:
+        file.write((json.dumps(record, indent=1) + '\n').encode())
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,554 @@
+"""Wrong arguments of every public function: the error names argument, value and what is allowed."""
+import functools
+import importlib
+import inspect
+import pkgutil
+import re
+import typing
+
+import numpy as np
+import pytest
+from conftest import write_archives
+from matplotlib import pyplot as plt
+
+import d2l_ext
+from d2l_ext import checkpoints, cifar10, data, lr_finder, records, resources
+from d2l_ext.data import Batches
+from d2l_ext.devices import mx
+
+nd, gluon, nn, CPU = mx.nd, mx.gluon, mx.gluon.nn, mx.cpu()
+
+
+class Row(typing.NamedTuple):
+    """A wrong value of an argument, and what the error must contain."""
+
+    argument: str
+    value: object
+    allowed: str
+    shown: str = None  # of the value; by default what Python shows, of an array its shape
+    name: str = None  # what is wrong, if it is something inside the argument
+
+
+class Case(typing.NamedTuple):
+    """A function with valid arguments, made in an empty folder, and rows of wrong ones."""
+
+    valid: typing.Callable
+    rows: list
+    needs: str = None  # a package without which a valid call fails
+    free: tuple = ()  # arguments that nobody checks: they are only shown or handed on
+
+
+def whole(name, low, high=None, types=(True, '3', 2.5, None)):
+    """Return rows for an argument that is a whole number within limits."""
+    limits = f'whole number of at least {low}' if high is None else f'from {low} to {high}'
+    return unexpected(name, limits, low - 1, *([] if high is None else [high + 1]), *types)
+
+
+def number(name, limits, *values):
+    """Return rows for an argument that is a number."""
+    return unexpected(name, f'finite number {limits}', *values, float('nan'), float('inf'), '0.1',
+                      None, True)
+
+
+def pair(name, low):
+    """Return rows for an argument that is a whole number or a pair of them."""
+    return [*whole(name, low), Row(name, (low, low - 1), f'at least {low}', str(low - 1)),
+            Row(name, (1, 2, 3), 'one whole number or a pair')]
+
+
+def flag(name):
+    return unexpected(name, 'True or False', 'no', 1, None)
+
+
+def path(name='path'):
+    return unexpected(name, 'the path of a file', 3, None, b'x', '')
+
+
+def unexpected(name, allowed, *values):
+    return [Row(name, value, allowed) for value in values]
+
+
+def dense():
+    net = nn.Dense(2, in_units=3)
+    net.initialize()
+    return net
+
+
+def bare():
+    return nn.Dense(2, in_units=3, prefix='bare_')
+
+
+def deferred():
+    net = nn.Dense(2, prefix='deferred_')
+    net.initialize()
+    return net
+
+
+def trainer_of(net):
+    return gluon.Trainer(net.collect_params(), 'sgd')
+
+
+def batches(**changes):
+    """Return a list of one batch for ``dense()``, with some arrays changed."""
+    arrays = {'X': nd.ones((4, 3)), 'y': nd.arange(4) % 2, **changes}
+    return [(arrays['X'], arrays['y'])]
+
+
+def images(**changes):
+    return Batches(**{'images': np.arange(64, dtype=np.uint8).reshape(4, 4, 4),
+                      'labels': np.arange(4) % 2, 'batch_size': 2, 'ctx': CPU, **changes})
+
+
+def history():
+    return [{'epoch': 1, 'loss': 1., 'train_acc': .5, 'test_acc': .5, 'seconds': 1.}]
+
+
+def record(**extras):
+    return {'name': 'a', 'runs': [{'variant': '', 'seed': 0, 'history': history(), **extras}]}
+
+
+def trained():
+    """Return arguments of the functions that take a net, its trainer and a device."""
+    net = dense()
+    return {'net': net, 'trainer': trainer_of(net), 'ctx': CPU}
+
+
+NETS = unexpected('net', 'a Gluon block', 3, None, 'nin', [bare()])
+DEVICE = 'a device such as mx.cpu() or try_gpu()'
+DEVICES = unexpected('ctx', DEVICE, 'cpu', 0, mx.gpu(99))
+NO_DEVICE = Row('ctx', None, DEVICE)
+LISTS = unexpected('ctx', 'a list of different devices', [], [CPU, CPU])
+PLACES = [*NETS, *DEVICES, NO_DEVICE, Row('ctx', mx.cpu(1), 'cpu(0)')]
+# Where a trainer is an argument, too, Gluon has refused to make it.
+BARE = Row('net', bare(), 'net.initialize(ctx=ctx)', 'bare_weight is on no device')
+TRAINERS = unexpected('trainer', "gluon.Trainer of the net's own parameters", 'sgd', None,
+                      trainer_of(dense()))
+PRECISIONS = [*unexpected('precision', "'auto', 'float32', 'bfloat16'", 'float64', None, 32,
+                          np.float32),
+              Row('precision', 'float16', "Use precision='auto'")]
+SEEDS = whole('seed', 0, 2**32 - 1, ('x', 1.5, True))
+SHAPES = [*unexpected('input_shape', 'the shape of one example', 3, None, (), 'ab'),
+          Row('input_shape', (0,), 'of at least 1', '0'),
+          Row('input_shape', (2.5,), 'a whole number', '2.5'),
+          Row('input_shape', (5,), '[2,3]', '(1, 5)', 'input')]
+AXES = unexpected('axes', 'the Axes of a Matplotlib figure', 3, 'x')
+SIZES = [*unexpected('figsize', 'a pair of numbers', 3, (1, 2, 3), None, 'ab'),
+         Row('figsize', (0, 3), 'above 0', '0'), Row('figsize', (3, 'x'), 'above 0', "'x'")]
+
+
+def data_rows(name):
+    """Return rows for the batches in an argument of a function that feeds them to ``dense()``."""
+    def row(value, *rest):
+        return Row(name, value, *rest)
+
+    X, y = batches()[0]
+    pair = 'a pair (X, y) of arrays'
+    return [
+        row(3, 'batches, pairs (X, y)'), row(None, 'batches, pairs (X, y)'),
+        row([X], pair, '(4, 3)'), row([(X, y, y)], pair, 'NDArray'), row([(X, None)], pair, 'None'),
+        row([('X', y)], pair, "'X'"), row(X, 'pairs (X, y)'),
+        row(batches(X=X.astype('uint8')), 'must be float32', 'uint8', 'images'),
+        row(batches(X=X.astype('float64')), 'must be float32', 'float64', 'images'),
+        row(batches(X=nd.ones((4, 5))), 'cannot take the shape', '(4, 5)', 'images'),
+        row(batches(y=nd.zeros(3)), '(4,)', '(3,)', 'labels'),
+        row(batches(y=nd.zeros((4, 2))), '(4,)', '(4, 2)', 'labels'),
+        row(batches(y=y + 2), 'outside 0 to 1', '4 labels', 'labels'),
+        row(batches(y=y - 1), 'outside 0 to 1', '2 labels', 'labels'),
+        row(batches(y=y * .5), 'whole', '2 labels', 'labels'),
+        row(batches(y=y * float('nan')), 'outside 0 to 1', '4 labels', 'labels'),
+    ]
+
+
+def archives(folder):
+    write_archives(folder / 'archives')
+    return {'batch_size': 4, 'root': folder / 'archives', 'verify': False}
+
+
+IMAGES = 'uint8 of shape (number, height, width)'
+BATCHES = [
+    Row('images', [[0]], IMAGES), Row('images', np.zeros((4, 4, 4)), IMAGES, 'float64'),
+    Row('images', np.zeros((4, 4), np.uint8), IMAGES),
+    Row('images', nd.zeros((4, 4, 4), dtype='uint8'), IMAGES),
+    Row('labels', [0, 1, 0, 1], 'of shape (4,)'), Row('labels', np.zeros(3, int), 'of shape (4,)'),
+    Row('labels', np.zeros(4), 'whole numbers', 'float64'),
+    Row('labels', np.array(['a'] * 4), 'whole numbers'),
+    *whole('batch_size', 1, 4), *whole('resize', 1, types=('8', 2.5, True)), *flag('shuffle'),
+    *DEVICES, *number('max_value', 'above 0', 0, -1), *flag('flip'), *whole('shift', 0, 3),
+    Row('labels', np.array([0, 1, 0, 5]), 'from 0 to 1', 'from 0 to 5'),
+    *unexpected('classes', 'a sequence of names', 3, None),
+    *unexpected('normalize', 'each of shape (1,)', 3, (1,), np.ones((2, 3)), 'ab'),
+]
+LOADER = [*whole('batch_size', 1), *whole('resize', 1, types=('8', 2.5, True)), *DEVICES,
+          *flag('flip'), *flag('normalize'),
+          *(Row('shift', value, 'a whole number from 0 to') for value in (-1, '1', 1.5, True, 99))]
+FILES = [*(row for row in path('root') if row.value is not None), *flag('verify')]
+
+def saved(folder):
+    """Return arguments for a file of parameters."""
+    d2l_ext.save_params(dense(), folder / 'a.npz')
+    return {'net': dense(), 'path': folder / 'a.npz', 'ctx': CPU}
+
+
+def checkpoint(folder):
+    arguments = {**trained(), 'path': folder / 'a.npz', 'settings': {'seed': 0}}
+    checkpoints.save_checkpoint(**arguments, history=history())
+    return arguments
+
+
+def committed(folder):
+    """Return arguments for weights beside a record in the reader's cache folder."""
+    d2l_ext.save_params(dense(), records.cache_folder() / 'a.npz')
+    return {'net': dense(), 'record': record(weights='a.npz')}
+
+
+def cifar10_files(folder):
+    for name in (*cifar10.CIFAR10_TRAIN, *cifar10.CIFAR10_TEST):
+        (folder / name).write_bytes(bytes(2 * 3073))
+    return {'batch_size': 2, 'root': folder, 'verify': False}
+
+
+def run(**changes):
+    return {'name': 'a', 'function': lambda config, seed, variant: history(),
+            'config': {'dataset': 'Fashion-MNIST'}, **changes}
+
+
+def training_run(folder):
+    return {**trained(), 'train_iter': batches(), 'test_iter': batches(), 'batch_size': 4,
+            'num_epochs': 1, 'precision': 'float32', 'seed': 0}
+
+
+def study(folder):
+    import optuna
+
+    return {'study': optuna.create_study()}
+
+
+GRID = [*whole('num_rows', 1), *whole('num_cols', 1)]
+SHOWN = np.zeros((2, 4, 4))
+NAME = 'a string that can be the name of a file'
+PREDICTION = Case(
+    lambda folder: {'net': dense(), 'data_iter': batches(), 'ctx': CPU, 'precision': 'float32'},
+    [*PLACES, BARE, *LISTS, *data_rows('data_iter'), *PRECISIONS,
+     Row('data_iter', [], 'must yield a batch', 'none')])
+
+CASES = {
+    # --- checkpoints ---
+    'checkpoints.save_params': Case(
+        lambda folder: {'net': dense(), 'path': folder / 'a.npz'},
+        [*NETS, *path(), Row('net', bare(), 'net.initialize()', 'weight is not'),
+         Row('net', deferred(), 'have seen a batch', 'weight has no values'),
+         *unexpected('dtype', 'float32, float16', 'int8', None, np.float16)]),
+    'checkpoints.load_params': Case(
+        saved, [*NETS, *path(), *DEVICES, Row('net', nn.Dense(5), '(2, 3)', '(5, 0)', 'network')]),
+    'checkpoints.save_checkpoint': Case(
+        lambda folder: {**trained(), 'path': folder / 'a.npz', 'history': history(),
+                        'settings': {}},
+        [*PLACES, *LISTS, *TRAINERS, *path(),
+         *unexpected('history', 'a list of dictionaries', 3, None),
+         *unexpected('settings', 'a dictionary', 3, None)]),
+    'checkpoints.load_checkpoint': Case(
+        checkpoint, [*NETS, *TRAINERS, *DEVICES, NO_DEVICE, *LISTS, *path(),
+                     *unexpected('settings', 'a dictionary', 3, None),
+                     Row('settings', {'seed': 1}, 'seed=0', 'not 1', 'seed')]),
+    'checkpoints.read_history': Case(lambda folder: {'path': checkpoint(folder)['path']}, path()),
+    # --- data ---
+    'cifar10.load_data_cifar10': Case(cifar10_files, LOADER + FILES),
+    'data.Batches': Case(
+        lambda folder: {'images': np.zeros((4, 4, 4), np.uint8), 'labels': np.zeros(4, int),
+                        'batch_size': 2, 'ctx': CPU, 'classes': 'ab'}, BATCHES, free=('name',)),
+    'data.Batches.take': Case(lambda folder: {'self': images(), 'number': 2},
+                              whole('number', 1, 4)),
+    'data.Batches.hold_out': Case(
+        lambda folder: {'self': images(), 'number': 2},
+        [*unexpected('number', 'whole number from', 1, 99, '2', 2.5, None), *SEEDS]),
+    'data.channel_statistics': Case(
+        lambda folder: {'images': images().images},
+        [*unexpected('images', IMAGES, [[0]], np.zeros((4, 4, 4)), np.zeros((0, 4, 4), np.uint8)),
+         *number('max_value', 'above 0', 0, -1)]),
+    'data.load_data_fashion_mnist': Case(archives, LOADER + FILES),
+    'data.load_data_digits': Case(lambda folder: {'batch_size': 4}, LOADER),
+    'data.load_data': Case(lambda folder: {'batch_size': 4}, LOADER),
+    'data.get_fashion_mnist_labels': Case(
+        lambda folder: {'labels': [0, 9]},
+        [*unexpected('labels', 'from 0 to 9', 3, None),
+         *(Row('labels', [value], 'from 0 to 9', repr(value)) for value in (10, -1, 2.5, 'x'))]),
+    'data.dataset_facts': Case(
+        lambda folder: {'name': 'Fashion-MNIST'},
+        [*(Row('name', value, "'Fashion-MNIST'", name='records') for value in ('digits', 3, None)),
+         *(row for row in pair('num_images', 1) if row.value is not None)]),
+    # --- devices, files ---
+    'devices.try_gpu': Case(
+        lambda folder: {},
+        unexpected('i', 'number of a GPU (0, 1, ...)', -1, '0', 1.5, None, True)),
+    'devices.check_ctx': Case(lambda folder: {'ctx': CPU}, [*DEVICES, NO_DEVICE]),
+    'devices.check_devices': Case(lambda folder: {'ctx': [CPU]}, [*DEVICES, NO_DEVICE, *LISTS]),
+    'devices.resolve_precision': Case(
+        lambda folder: {'precision': 'auto', 'ctx': CPU}, [*PRECISIONS, *DEVICES[:2], NO_DEVICE]),
+    'export.export_onnx': Case(
+        lambda folder: {'net': dense(), 'path': folder / 'a.onnx', 'input_shape': (3,)},
+        [*NETS, *path(), *SHAPES], needs='onnxruntime'),
+    'files.atomic_write': Case(lambda folder: {'path': folder / 'a'}, path()),
+    # --- networks ---
+    'inception.Inception': Case(
+        lambda folder: {'c1': 1, 'c2': 2, 'c3': (1, 2), 'c4': 3},
+        [*whole('c1', 1), *pair('c2', 1), *pair('c3', 1), *whole('c4', 1),
+         *flag('batch_norm')]),
+    'inception.Residual': Case(lambda folder: {'block': nn.Flatten(), 'num_channels': 1},
+                               [*whole('num_channels', 1),
+                                *unexpected('block', 'a HybridBlock', 3, None)]),
+    'inception.googlenet': Case(lambda folder: {},
+                                [*whole('num_classes', 1), *flag('batch_norm')]),
+    'inception.inception_v3_stage3': Case(lambda folder: {'num_pool_channels': 1},
+                                          whole('num_pool_channels', 1)),
+    'inception.inception_v3_stage4': Case(lambda folder: {'num_channels': 1},
+                                          whole('num_channels', 1)),
+    'nets.nin_block': Case(
+        lambda folder: {'num_channels': 8, 'kernel_size': 3, 'strides': (1, 2), 'padding': 1},
+        [*whole('num_channels', 1), *pair('kernel_size', 1), *pair('strides', 1),
+         *pair('padding', 0), *whole('num_one_by_one', 0)]),
+    'nets.nin': Case(lambda folder: {}, [*whole('num_classes', 1), *whole('num_one_by_one', 0)]),
+    'nets.mlpconv': Case(
+        lambda folder: {'channels': (2, 3), 'kernel_size': 3, 'strides': 1, 'padding': 0},
+        [*unexpected('channels', 'the widths of the layers', 8, None, (), 'ab'),
+         Row('channels', (2, 0), 'of at least 1', '0'), *pair('kernel_size', 1),
+         *pair('strides', 1), *pair('padding', 0)]),
+    'nets.nin_cifar10': Case(
+        lambda folder: {},
+        [*whole('num_classes', 1), *flag('ceil_mode'),
+         *unexpected('second_pooling', 'average, maximum', 'mean', None, 2)]),
+    'nets.nin_imagenet': Case(lambda folder: {}, [*whole('num_classes', 1), *flag('ceil_mode')]),
+    'nets.check_net': Case(lambda folder: {'net': dense()}, NETS),
+    'nets.check_initialized': Case(lambda folder: {'net': dense(), 'ctx': CPU}, [*PLACES, BARE]),
+    'nets.check_trainer': Case(
+        lambda folder: {key: value for key, value in trained().items() if key != 'ctx'},
+        NETS + TRAINERS),
+    'nets.trace': Case(lambda folder: {'net': dense()}, NETS),
+    'nets.check_input': Case(
+        lambda folder: {'net': dense(), 'shape': (4, 3)},
+        [*NETS, *unexpected('shape', 'that of a batch', 3, None, (), 'ab'),
+         Row('shape', (0, 3), 'of at least 1', '0'), Row('shape', (4, 5), '[2,3]', '(4, 5)')]),
+    # --- what a net costs ---
+    'resources.summary': Case(
+        lambda folder: {'net': dense(), 'input_shape': (3,)},
+        [*NETS, *SHAPES, *whole('batch_size', 1),
+         *unexpected('dtype', 'float32, float16, bfloat16, int8', 'float', None, np.float32)]),
+    'resources.Summary.training_memory': Case(
+        lambda folder: {'self': resources.summary(dense(), (3,))}, whole('optimizer_states', 0)),
+    # --- figures ---
+    'plotting.check_axes': Case(lambda folder: {'axes': plt.figure().gca()}, AXES),
+    'plotting.plot_curve': Case(
+        lambda folder: {'axes': plt.figure().gca(), 'histories': [history()], 'key': 'loss',
+                        'label': 'a', 'i': 0},
+        [*AXES, Row('axes', None, AXES[0].allowed), *whole('i', 0),
+         *unexpected('histories', 'a list of histories', 3, None, [], history(),
+                     [history(), history() * 2]),
+         Row('histories', [[3]], 'the keys epoch, loss', '3'),
+         Row('key', 'los', 'the keys epoch, los', "{'epoch'", 'histories')], free=('label',)),
+    'plotting.plot_histories': Case(
+        lambda folder: {'groups': {'a': [history()]}},
+        [*unexpected('groups', '{label: list of histories}', 3, None, 'x'), *SIZES,
+         Row('groups', {'a': history()}, 'a list of histories', "[{'epoch'"),
+         Row('groups', {'a': []}, 'a list of histories', '[]'),
+         Row('groups', [history()], 'the keys epoch, loss', "[{'epoch'"),
+         Row('groups', [{}], 'the keys epoch, loss', '{}')]),
+    'plotting.show_images': Case(
+        lambda folder: {'images': SHOWN, 'num_rows': 1, 'num_cols': 2},
+        [*unexpected('images', 'at least one image', 3, None, []), *GRID,
+         Row('images', [np.zeros((2, 4, 4))], '(height, width)', '(2, 4, 4)'),
+         Row('images', [np.zeros(4)], '(height, width)', '(4,)'),
+         *unexpected('titles', 'at least 2 titles', ['a'], 3, ''),
+         *number('scale', 'above 0', 0, -1)]),
+    'plotting.show_samples': Case(
+        lambda folder: {'data_iter': images(classes='ab'), 'num_rows': 1, 'num_cols': 2},
+        [*unexpected('data_iter', 'the names of their classes', 3, None, batches()), *GRID]),
+    'plotting.plot_confusion': Case(
+        lambda folder: {'matrix': [[1, 0], [0, 1]], 'classes': 'ab'},
+        [*unexpected('matrix', 'whole numbers of at least 0 of shape (2, 2)', np.eye(3, dtype=int),
+                     np.eye(2), 3, None),
+         Row('matrix', [[-1, 0], [0, 1]], 'at least 0', '(2, 2)'),
+         *unexpected('classes', 'a sequence of names', 3, None), *SIZES]),
+    'plotting.plot_speed': Case(
+        lambda folder: {'record': {'resize': 8, 'batch_size': 2, 'rows': {
+            'a': {'images_per_second': 1., 'ratio': 1., 'turns': [{'threads': 1}]}}}},
+        [*unexpected('record', 'the keys rows, resize, batch_size', 3, None, {}), *AXES,
+         Row('record', {'resize': 8, 'batch_size': 2, 'rows': {'a': {}}}, 'images_per_second',
+             '{}')]),
+    # --- records ---
+    'records.checkpoint_path': Case(
+        lambda folder: {'name': 'a', 'config': {}, 'seed': 0},
+        [*unexpected('name', NAME, 3, None, '', 'a/b'), *SEEDS,
+         *unexpected('config', 'what JSON can hold', {1, 2}, np.zeros(2)),
+         *unexpected('variant', 'a string', 3, None)]),
+    'records.environment': Case(lambda folder: {}, PRECISIONS),
+    'records.load_record': Case(
+        lambda folder: {'path': records.results_folder() / '07_03_nin_book.json'}, path()),
+    'records.recorded': Case(
+        lambda folder: run(),
+        [*unexpected('name', NAME, 3, None, '', 'a/b'),
+         *unexpected('function', 'function(config, seed, variant)', 3, None),
+         Row('function', lambda *_: 3, 'history', '3'),
+         Row('function', lambda *_: {'net': 3}, 'history', "{'net': 3}"),
+         Row('function', lambda *_: [{}], 'seconds', '{}'),
+         *unexpected('config', 'a dictionary', 3, None, []),
+         Row('config', {'dataset': {1}}, 'what JSON can hold', '{1}'),
+         Row('config', {'dataset': 'digits'}, "'Fashion-MNIST'", "'digits'", 'records'),
+         Row('config', {'dataset': 'Fashion-MNIST', 'precision': 8}, "'auto'", '8', 'precision'),
+         *unexpected('seeds', 'at least one item', 3, None, (), '12'),
+         Row('seeds', (0, -1), 'from 0 to', '-1', 'seed'),
+         *unexpected('variants', 'at least one item', 3, None, (), 'ab'),
+         Row('variants', ('a', 1), 'a string', '1', 'variant')]),
+    'records.load_weights': Case(
+        committed, [*NETS, *unexpected('record', 'the keys name, runs', 3, None, {}),
+                    Row('record', record(), 'no weights', 'the record a')]),
+    'records.final_values': Case(
+        lambda folder: {'record': record()},
+        [*unexpected('record', 'the keys runs', 3, None, {}),
+         *unexpected('key', 'loss, train_acc, test_acc', 'val_acc', 3, None)]),
+    # --- the search for settings ---
+    'search.make_trainer': Case(
+        lambda folder: {'net': dense(), 'settings': {'lr': .1}, 'num_updates': 5, 'ctx': CPU},
+        [*whole('num_updates', 1),
+         *unexpected('settings', 'the keys lr', 3, None, {}),
+         Row('settings', {'lr': 1, 'momentums': 0}, 'lr, momentum', 'momentums'),
+         *(Row('settings', {'lr': 1, **setting}, allowed, repr(value), name)
+           for setting, allowed in (({'lr': 0}, 'above 0'), ({'lr': 'x'}, 'above 0'),
+                                    ({'momentum': 1}, 'below 1'), ({'wd': -1}, 'at least 0'),
+                                    ({'warmup': None}, 'below 1'), ({'init': 'she'}, 'he, xavier'),
+                                    ({'schedule': 1}, 'constant, cosine'))
+           for name, value in setting.items()),
+         *NETS, *DEVICES, NO_DEVICE]),
+    'search.tune': Case(
+        lambda folder: {
+            'study_name': 'a', 'train_iter': images(batch_size=4), 'num_val': 2, 'num_epochs': 1,
+            'storage': folder / 'a.journal', 'num_trials': 1, 'timeout': 60.,
+            'make_net': lambda: nn.Dense(2), 'suggest': lambda trial: {'lr': .1, 'batch_size': 2}},
+        [*unexpected('study_name', 'a string', 3, None),
+         *unexpected('train_iter', 'batches such as load_data() returns', 3, None, batches()),
+         *(Row('num_val', value, 'whole number from', name='number')
+           for value in (1, 99, '2', 2.5, None)),
+         *whole('num_epochs', 1),
+         *unexpected('storage', 'a database URL or the path of a journal', 3, b'x'),
+         *whole('num_trials', 1),
+         *(row for row in number('timeout', 'above 0', 0, -1) if row.value is not None),
+         *unexpected('make_net', 'a function', 3, None), *unexpected('suggest', 'a function', 3),
+         *whole('seed', 0, 2**31, ('x', 1.5)), *PRECISIONS]),
+    'search.trial_table': Case(study, unexpected('study', 'a study that tune returned', 3, None)),
+    # --- training ---
+    'lr_finder.RangeTest.plot': Case(
+        lambda folder: {'self': lr_finder.RangeTest([.1, 1.], [2., 1.], [2., 1.], None, '', 'end',
+                                                    None)}, AXES),
+    'lr_finder.range_test': Case(
+        lambda folder: {**trained(), 'train_iter': batches(), 'num_steps': 10},
+        [*PLACES, *TRAINERS, *data_rows('train_iter'), *number('lr_min', 'above 0', 0, -1),
+         *number('lr_max', 'above 1e-05', 1e-5), *whole('num_steps', 10),
+         *number('smoothing', 'above 0, at most 1', 0, 1.1), *number('divergence', 'above 1', 1),
+         *PRECISIONS, *SEEDS, Row('train_iter', [], 'iterated again', 'no batch')]),
+    'training.check_batches': Case(
+        lambda folder: {'name': 'train_iter', 'batches': []},
+        [Row('batches', value, 'pairs (X, y)', name='train_iter') for value in (3, None)],
+        free=('name',)),
+    'training.compiled': Case(
+        lambda folder: {'net': dense()},
+        [*NETS, *unexpected('precision', 'float32, bfloat16, float16', 'auto', None, 16)]),
+    'training.predict': PREDICTION,
+    'training.evaluate_accuracy': PREDICTION,
+    'training.print_epoch': Case(
+        lambda folder: {'row': history()[0]},
+        unexpected('row', 'the keys epoch, loss, train_acc, test_acc, seconds', 3, None, {},
+                   history())),
+    'training.train_ch5': Case(training_run, [
+        *PLACES, *LISTS, *TRAINERS, *data_rows('train_iter'), *data_rows('test_iter'),
+        *PRECISIONS,
+        *whole('batch_size', 1), Row('batch_size', 2, 'a batch of 4 images'),
+        *whole('num_epochs', 0), *SEEDS, *flag('resume'),
+        Row('resume', True, 'checkpoint=, the file to go on from', 'None'),
+        *(row for row in path('checkpoint') if row.value is not None),
+        *unexpected('report', 'a function of a row', 3, None),
+        Row('train_iter', [], 'iterated again', 'no batch'),
+        Row('test_iter', [], 'at least one', 'no batch')]),
+}
+
+# What only the package itself calls, with what it has checked or made before; and plain data.
+INTERNAL = {
+    'arguments': None,  # the checks: test_arguments.py
+    'cuda': None,  # what the driver says: test_cuda.py
+    'cifar10': ('find_cifar10',),
+    'distributed': None,  # what the launcher set up: test_distributed.py
+    'data': ('cannot_keep', 'check_published', 'download', 'find_files', 'find_fashion_mnist',
+             'has_hash', 'is_published', 'known_hash', 'make_batches'),
+    'lr_finder': ('RangeTest',),
+    'progress': ('progress_bar',),
+    'resources': ('Row', 'Summary'),
+    'search': ('main', 'parse_args', 'run', 'suggest'),  # the command line: test_search.py
+}
+
+
+def public_functions():
+    """Yield the name of each public function, class and method of d2l_ext with its parameters."""
+    for module in pkgutil.iter_modules(d2l_ext.__path__):
+        internal = INTERNAL.get(module.name, ())
+        if module.name.startswith('_') or internal is None:
+            continue
+        home = importlib.import_module(f'd2l_ext.{module.name}')
+        for name, item in vars(home).items():
+            if getattr(item, '__module__', None) != home.__name__ or not callable(item):
+                continue
+            found = {name: item} if name not in internal else {}
+            if inspect.isclass(item) and not issubclass(item, gluon.Block):
+                found.update({f'{name}.{method}': function for method, function
+                              in vars(item).items() if inspect.isfunction(function)})
+            for path_, function in found.items():
+                if not any(part.startswith('_') for part in path_.split('.')):
+                    names = set(inspect.signature(function).parameters) - {'self'}
+                    if names:
+                        yield f'{module.name}.{path_}', names
+
+
+def test_every_argument_of_every_public_function_is_in_the_table():
+    functions = dict(public_functions())
+    assert functions.keys() == CASES.keys()
+    for name, arguments in functions.items():
+        assert {row.argument for row in CASES[name].rows}.union(CASES[name].free) == arguments, name
+    homes = {f'{module}.{name}' for name, module in d2l_ext._HOME.items()}
+    assert homes - functions.keys() <= {'records.results_folder', 'lr_finder.RangeTest'}
+
+
+@pytest.fixture(autouse=True)
+def offline(isolated, monkeypatch):
+    def fail(verify=True):
+        raise OSError('offline')
+
+    monkeypatch.setattr(data, 'find_fashion_mnist', fail)
+
+
+def call(name, arguments):
+    module, *path_ = name.split('.')
+    function = functools.reduce(getattr, path_, importlib.import_module(f'd2l_ext.{module}'))
+    result = function(**arguments)
+    if name == 'files.atomic_write':
+        with result:
+            pass
+
+
+@pytest.mark.parametrize('name', CASES)
+def test_valid_arguments(name, isolated):
+    if CASES[name].needs:
+        pytest.importorskip(CASES[name].needs)
+    call(name, CASES[name].valid(isolated))
+
+
+ROWS = [pytest.param(name, row, id=f'{name}-{row.argument}-{i}')
+        for name, case in CASES.items() for i, row in enumerate(case.rows)]
+
+
+@pytest.mark.parametrize('name, row', ROWS)
+def test_wrong_argument(name, row, isolated):
+    arguments = {**CASES[name].valid(isolated), row.argument: row.value}
+    with pytest.raises(ValueError) as error:
+        call(name, arguments)
+    message = str(error.value)
+    assert re.search(rf'\b{row.name or row.argument}\b', message), message
+    assert row.allowed in message
+    shown = row.shown or (str(row.value.shape) if isinstance(row.value, (np.ndarray, nd.NDArray))
+                          else ' '.join(repr(row.value).split())[:60])
+    assert shown in message
