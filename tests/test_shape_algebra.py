@@ -139,7 +139,8 @@ def torch_net(stack, record):
     layers = []
     for kind, arguments in stack:
         if kind == 'nin_block':
-            channels, window, strides, padding, number = arguments.values()
+            channels, window, strides, padding, number = (arguments[name] for name in (
+                'num_channels', 'kernel_size', 'strides', 'padding', 'num_one_by_one'))
             layers += [tnn.LazyConv2d(channels, window, strides, padding), tnn.ReLU()]
             for _ in range(number):
                 layers += [tnn.LazyConv2d(channels, 1), tnn.ReLU()]
