@@ -264,6 +264,15 @@ def has_code_for(capability):
     return any(major == capability[0] and minor <= capability[1] for major, minor in CODE_FOR)
 
 
+def has_tensor_cores():
+    """Return whether there are GPUs here and all have tensor cores. Starts CUDA in this process.
+
+    They came with compute capability 7.0; the GTX 16 cards (7.5), which have none, count as well.
+    """
+    driver = _read_driver()
+    return bool(driver and driver.gpus) and min(gpu.capability for gpu in driver.gpus) >= (7, 0)
+
+
 def _dotted(numbers):
     return '.'.join(map(str, numbers))
 

@@ -18,8 +18,10 @@ from .arguments import (
     refusal,
 )
 from .checkpoints import load_checkpoint, save_checkpoint
+from .cuda import has_tensor_cores
 from .devices import check_devices, mx, resolve_precision
 from .distributed import finish, workers_of
+from .layout import channels_last
 from .nets import check_initialized, check_input, check_trainer, trace
 from .progress import progress_bar
 from .threads import threads_note
@@ -47,8 +49,9 @@ def compiled(net, precision='float32'):
     """Return a faster function that computes what `net` computes, on the same parameters.
 
     The layers become one graph with fixed memory; in bfloat16 or float16, convolutions and dense
-    layers compute in that while parameters, gradients and the result stay float32. `net` itself is
-    not changed: called directly it still runs layer by layer in float32.
+    layers compute in that while parameters, gradients and the result stay float32. On GPUs with
+    tensor cores float16 also goes channels-last, see :mod:`d2l_ext.layout`. `net` itself is not
+    changed: called directly it still runs layer by layer in float32.
 
     Parameters
     ----------
@@ -64,6 +67,8 @@ def compiled(net, precision='float32'):
         return net
     if precision != 'float32':
         from mxnet.contrib import amp
+        if precision == 'float16' and has_tensor_cores():
+            graph = channels_last(graph)
         graph = amp.convert_symbol(graph, precision, data_names=['data'])
         graph = mx.sym.amp_cast(graph, dtype='float32')
     data = mx.sym.var('data', dtype='float32')

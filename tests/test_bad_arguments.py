@@ -289,6 +289,8 @@ CASES = {
         [*NETS, *path(), *SHAPES], needs='onnxruntime'),
     'files.atomic_write': Case(lambda folder: {'path': folder / 'a'}, path()),
     # --- networks ---
+    'layout.channels_last': Case(lambda folder: {'graph': mx.sym.var('data')},
+                                 unexpected('graph', 'a symbol', 3, None, dense())),
     'inception.Inception': Case(
         lambda folder: {'c1': 1, 'c2': 2, 'c3': (1, 2), 'c4': 3},
         [*whole('c1', 1), *pair('c2', 1), *pair('c3', 1), *whole('c4', 1),

@@ -78,6 +78,7 @@ def on_cpu(monkeypatch):
     monkeypatch.setattr(training, 'resolve_precision',
                         lambda precision, ctx: 'float32' if precision == 'auto' else precision)
     monkeypatch.setattr(amp, 'convert_symbol', lambda symbol, *_, **__: symbol)
+    monkeypatch.setattr(training, 'has_tensor_cores', lambda: False)
 
 
 def test_scaling_by_a_power_of_two_changes_no_number(on_cpu):
