@@ -13,7 +13,7 @@ from . import data
 from .checkpoints import read_history
 from .devices import mx, resolve_precision, try_gpu
 from .distributed import KVSTORES, Workers, connect
-from .nets import check_input, nin
+from .nets import INITS, check_input, nin
 from .records import checkpoint_path, processor
 from .threads import num_threads
 from .training import compiled, train_ch5
@@ -28,7 +28,6 @@ BOOK = ((2.2627, .154, .362), (1.6522, .381, .578), (1.8721, .296, .360),
 # accuracy: a demonstration, not a result to report.
 FULL = {'images': None, 'resize': 224, 'batch_size': 128, 'lr': 0.1, 'init': 'xavier'}
 REDUCED = {'images': 5000, 'resize': 96, 'batch_size': 32, 'lr': 0.05, 'init': 'he'}
-INITS = {'xavier': mx.init.Xavier(), 'he': mx.init.MSRAPrelu(slope=0)}
 
 
 def parse_args(argv):

@@ -12,6 +12,9 @@ from .devices import check_ctx, mx
 
 nn = mx.gluon.nn
 
+# Initializations of the weights: the book's, and He's, which is matched to ReLU.
+INITS = {'xavier': mx.init.Xavier(), 'he': mx.init.MSRAPrelu(slope=0)}
+
 
 def nin_block(num_channels, kernel_size, strides, padding, num_one_by_one=2):
     """Return a NiN block: a convolution followed by 1x1 convolutions, a ReLU after each.

@@ -24,11 +24,11 @@ import optuna
 import sqlalchemy.exc
 from optuna.trial import TrialState
 
-from .__main__ import INITS, load
+from .__main__ import load
 from .arguments import check_choice, check_int, check_keys, check_number, check_type, refusal
 from .data import Batches
 from .devices import check_ctx, mx, resolve_precision, try_gpu
-from .nets import check_input, check_net, nin
+from .nets import INITS, check_input, check_net, nin
 from .records import cache_folder
 from .training import train_ch5
 

@@ -14,7 +14,8 @@ import pytest
 import d2l_ext
 from d2l_ext import data, search
 from d2l_ext.devices import mx
-from d2l_ext.search import INITS, make_trainer, trial_table, tune
+from d2l_ext.nets import INITS
+from d2l_ext.search import make_trainer, trial_table, tune
 
 nn = mx.gluon.nn
 CPU = mx.cpu()
