@@ -30,6 +30,16 @@ FULL = {'images': None, 'resize': 224, 'batch_size': 128, 'lr': 0.1, 'init': 'xa
 REDUCED = {'images': 5000, 'resize': 96, 'batch_size': 32, 'lr': 0.05, 'init': 'he'}
 
 
+def add_options(parser):
+    """Add the options that this command and the search share."""
+    parser.add_argument('--precision', default='auto',
+                        choices=('auto', 'float32', 'bfloat16', 'float16'),
+                        help='auto: bfloat16 if the processor has instructions for it, else '
+                             'float32; float16 needs a GPU')
+    parser.add_argument('--dataset', choices=('auto', 'fashion-mnist', 'digits'), default='auto',
+                        help="auto: Fashion-MNIST if it can be had, else scikit-learn's digits")
+
+
 def parse_args(argv):
     parser = argparse.ArgumentParser(
         prog='python -m d2l_ext',
@@ -53,12 +63,7 @@ def parse_args(argv):
     parser.add_argument('--init', choices=sorted(INITS), help='initialization of the weights')
     parser.add_argument('--seed', type=int, default=0,
                         help='of everything random; the same seed repeats a run (default: 0)')
-    parser.add_argument('--precision', default='auto',
-                        choices=('auto', 'float32', 'bfloat16', 'float16'),
-                        help='auto: bfloat16 if the processor has instructions for it, else '
-                             'float32; float16 needs a GPU')
-    parser.add_argument('--dataset', choices=('auto', 'fashion-mnist', 'digits'), default='auto',
-                        help="auto: Fashion-MNIST if it can be had, else scikit-learn's digits")
+    add_options(parser)
     parser.add_argument('--checkpoint', metavar='FILE',
                         help="where the state is kept after each epoch (default: the user's "
                              'cache folder)')

@@ -24,7 +24,7 @@ import optuna
 import sqlalchemy.exc
 from optuna.trial import TrialState
 
-from .__main__ import load
+from .__main__ import add_options, load
 from .arguments import check_choice, check_int, check_keys, check_number, check_type, refusal
 from .data import Batches
 from .devices import check_ctx, mx, resolve_precision, try_gpu
@@ -338,12 +338,7 @@ def parse_args(argv):
                         help='height and width of the images in pixels (default: 96)')
     parser.add_argument('--seed', type=int, default=0,
                         help='the same seed, by one process, repeats a study (default: 0)')
-    parser.add_argument('--precision', default='auto',
-                        choices=('auto', 'float32', 'bfloat16', 'float16'),
-                        help='auto: bfloat16 if the processor has instructions for it, else '
-                             'float32; float16 needs a GPU')
-    parser.add_argument('--dataset', choices=('auto', 'fashion-mnist', 'digits'), default='auto',
-                        help="auto: Fashion-MNIST if it can be had, else scikit-learn's digits")
+    add_options(parser)
     parser.set_defaults(batch_size=128)  # to load with; each trial has its own
     return parser.parse_args(argv)
 

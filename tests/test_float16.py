@@ -4,6 +4,7 @@ The tests marked `gpu` run where MXNet can compute on a GPU and are skipped else
 """
 import numpy as np
 import pytest
+from test_training import assert_same, values, without_seconds
 
 import d2l_ext
 from d2l_ext import cuda, training
@@ -32,20 +33,6 @@ def train(num_epochs, precision='float16', ctx=CPU, net=None, trainer=None, **ar
     history = d2l_ext.train_ch5(net, train_iter.take(200), test_iter, 40, trainer, ctx, num_epochs,
                                 precision=precision, seed=0, **arguments)
     return net, trainer, history
-
-
-def values(net):
-    return {name: param.list_data()[0].asnumpy()
-            for name, param in net._collect_params_with_prefix().items()}
-
-
-def assert_same(net, other):
-    for name, value in values(net).items():
-        np.testing.assert_array_equal(value, values(other)[name], err_msg=name)
-
-
-def without_seconds(history):
-    return [{key: value for key, value in row.items() if key != 'seconds'} for row in history]
 
 
 # --- on the CPU ---

@@ -512,13 +512,18 @@ def net_and_trainer(seed):
     return net, mx.gluon.Trainer(net.collect_params(), 'sgd', {'momentum': 0.9})
 
 
-def test_damaged_texts_in_checkpoints(tmp_path, faults):
-    path = tmp_path / 'run.npz'
+def after_a_step():
     net, trainer = net_and_trainer(0)
     with mx.autograd.record():
         loss = net(mx.nd.ones((1, 3))).sum()
     loss.backward()
     trainer.step(1)
+    return net, trainer
+
+
+def test_damaged_texts_in_checkpoints(tmp_path, faults):
+    path = tmp_path / 'run.npz'
+    net, trainer = after_a_step()
     rows = [{'epoch': 1, 'loss': 0.5}]
     checkpoints.save_checkpoint(path, net, trainer, CPU, rows, {'seed': 3, 'batch_size': 8})
     arrays = checkpoints._load_arrays(path)
@@ -562,11 +567,7 @@ def test_damaged_texts_in_checkpoints(tmp_path, faults):
 
 def test_lost_parts(tmp_path, faults):
     path = tmp_path / 'run.npz'
-    net, trainer = net_and_trainer(0)
-    with mx.autograd.record():
-        loss = net(mx.nd.ones((1, 3))).sum()
-    loss.backward()
-    trainer.step(1)
+    net, trainer = after_a_step()
     checkpoints.save_checkpoint(path, net, trainer, CPU, [], {'seed': 3})
     members = {f'{name}.npy': npy(array) for name, array in checkpoints._load_arrays(path).items()}
     assert len(members) == 5  # weight and bias, a momentum for each, and what else there is to say
