@@ -61,8 +61,9 @@ class RangeTest:
     dead_from: typing.Optional[float]
 
     def __repr__(self):
-        lines = [f'{len(self.lrs)} steps from {self.lrs[0]:.2g} to {self.lrs[-1]:.2g}, ended by '
-                 f'{self.stopped}' if self.lrs else f'no step, ended by {self.stopped}',
+        why = 'all of them' if self.stopped == 'end' else f'ended by {self.stopped}'
+        lines = [f'{len(self.lrs)} steps from {self.lrs[0]:.2g} to {self.lrs[-1]:.2g}, {why}'
+                 if self.lrs else f'no step, {why}',
                  f'suggestion: {self.suggestion and format(self.suggestion, ".2g")}; {self.how}']
         if self.dead_from is not None:
             lines.append(f'dead from {self.dead_from:.2g} on: every logit is 0')
