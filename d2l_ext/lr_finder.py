@@ -127,8 +127,11 @@ def _untouched(params):
         mx.random.seed(drawn)
 
 
-def _stand_in(trainer):
-    """Return a trainer of the same parameters, with copies of the optimizer and its states."""
+def _stand_in(trainer, scaled):
+    """Return a trainer of the same parameters, with copies of the optimizer and its states.
+
+    If `scaled`, it has a loss scaler of its own, which float16 needs.
+    """
     optimizer = copy.copy(trainer._optimizer)
     optimizer.lr_scheduler = None  # the test sets the rate; and a schedule need not be copyable
     optimizer = copy.deepcopy(optimizer)
@@ -140,6 +143,8 @@ def _stand_in(trainer):
         updater.set_states(old.get_states())
     # No store of parameters that others read takes part.
     stand_in._kv_initialized, stand_in._kvstore, stand_in._params_to_init = True, None, []
+    training._set_loss_scaling(stand_in, False)  # never that of `trainer`
+    training._set_loss_scaling(stand_in, scaled)
     return stand_in
 
 
@@ -151,8 +156,7 @@ def _cycle(train_iter, seed):
         for batch in train_iter:
             yield batch
         if batch is None:
-            raise ValueError('train_iter yields no batch. Is it a generator that has been used up? '
-                             'Pass something that can be iterated again, such as a list')
+            raise training.no_batch('train_iter')
 
 
 def _suggest(lrs, losses):
@@ -203,7 +207,7 @@ def range_test(net, train_iter, trainer, ctx, lr_min=1e-5, lr_max=1.0, num_steps
     trainer : mxnet.gluon.Trainer
         Of the net's parameters, or of some of them. Its own learning rate plays no role.
     ctx : mxnet.Context
-        Device to train on.
+        Device to train on, the one that `trainer` updates.
     lr_min, lr_max : float
         Learning rates of the first and of the last step.
     num_steps : int
@@ -212,7 +216,7 @@ def range_test(net, train_iter, trainer, ctx, lr_min=1e-5, lr_max=1.0, num_steps
         Weight of the newest loss in the running mean, above 0; 1 does not smooth.
     divergence : float
         The test stops when the smoothed loss is more than so many times its lowest value.
-    precision : {'auto', 'float32', 'bfloat16'}
+    precision : {'auto', 'float32', 'bfloat16', 'float16'}
         In which the layers compute, as for ``train_ch5``.
     seed : int
         Of the order of the batches, dropout and a deferred initialization.
@@ -251,15 +255,16 @@ def range_test(net, train_iter, trainer, ctx, lr_min=1e-5, lr_max=1.0, num_steps
     seed = check_int('seed', seed, 0, 2**32 - 1)
     precision = resolve_precision(precision, ctx)
     training.check_batches('train_iter', train_iter)
-    check_trainer(trainer, net)
     check_initialized(net, ctx)
+    check_trainer(trainer, net, [ctx])
     params = list(net.collect_params().values())
     loss_function = gluon.loss.SoftmaxCrossEntropyLoss()
     lrs, losses, smoothed = [], [], []
     mean, zeros, stopped = 0., 0, 'end'
     with _untouched(params), \
             progress_bar(num_steps, ' steps', 'learning rate range test') as bar:
-        forward, stand_in = training.compiled(net, precision), _stand_in(trainer)
+        forward = training.compiled(net, precision)
+        stand_in = _stand_in(trainer, precision == 'float16' and forward is not net)
         rates = np.geomspace(lr_min, lr_max, num_steps).tolist()
         batches = training._checked(net, ctx, 'train_iter', _cycle(train_iter, seed))
         for i, (lr, (X, y)) in enumerate(zip(rates, batches), 1):
@@ -267,7 +272,8 @@ def range_test(net, train_iter, trainer, ctx, lr_min=1e-5, lr_max=1.0, num_steps
                 logits = forward(X)
                 training._check_logits(logits)
                 l = loss_function(logits, y)
-            l.backward()
+                (scaled_l,) = training._scaled([l], stand_in)
+            scaled_l.backward()
             training._check_sums(*training._sums(X, y, logits).asnumpy()[1:], logits.shape[1])
             loss = float(l.mean().asscalar())
             if not math.isfinite(loss):

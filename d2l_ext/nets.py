@@ -219,12 +219,15 @@ def check_initialized(net, ctx):
                              f'net.initialize(ctx=ctx), but {name} is on {places[0]}')
 
 
-def check_trainer(trainer, net):
-    """Raise a ValueError unless `trainer` updates parameters of `net` and no others."""
+def check_trainer(trainer, net, devices=None):
+    """Raise a ValueError unless `trainer` updates parameters of `net` only, and on `devices`."""
     params = set(check_net(net).collect_params().values())
     if not isinstance(trainer, mx.gluon.Trainer) or not set(trainer._params) <= params:
         raise refusal('trainer', trainer, "a gluon.Trainer of the net's own parameters, made after "
                       'the net')
+    if devices is not None and trainer._contexts and set(trainer._contexts) != set(devices):
+        raise ValueError(f'ctx must name the devices that trainer updates, {trainer._contexts}, '
+                         f'not {devices}: pass the same ctx here as to net.initialize')
 
 
 def trace(net):

@@ -1,5 +1,6 @@
 """The training loop of section 7.3."""
 import collections.abc
+import itertools
 import math
 import os
 import random
@@ -94,6 +95,12 @@ def _seed_epoch(seed, epoch, rank=0):
 def check_batches(name, batches):
     """Raise a ValueError unless `batches` can be iterated over."""
     check_type(name, batches, collections.abc.Iterable, 'batches, pairs (X, y), such as a list')
+
+
+def no_batch(name):
+    """Return the ValueError of batches that there are none of."""
+    return ValueError(f'{name} yields no batch. Is it a generator that has been used up? Pass '
+                      'something that can be iterated again, such as a list')
 
 
 def _checked(net, ctx, name, batches):
@@ -234,7 +241,7 @@ class _Watch:
     def __init__(self, net, ctx, say):
         self.net, self.ctx, self.say = net, ctx, say
         self.zero_run = nd.zeros(1, ctx=ctx)  # batches since a logit was other than 0
-        self.explained = False
+        self.explained, self.num_classes = False, None  # a worker may never get an image
 
     def start(self, epoch):
         """Begin an epoch."""
@@ -301,9 +308,8 @@ def _train_epoch(net, forward, train_iter, trainer, devices, workers, batch_size
             watch.add(outputs)
         num_images += total
         bar.update(total)
-    if not watch.batches:
-        raise ValueError('train_iter yields no batch. Is it a generator that has been used up? '
-                         'Pass something that can be iterated again, such as a list')
+    if not num_images:
+        raise no_batch('train_iter')
     # A single batch of zeros may come from weights that start at zero, and pass.
     loss, right = watch.look(enough=max(2, min(_DEAD_AFTER, watch.batches)))
     _average_statistics(net, devices, workers)
@@ -418,7 +424,8 @@ def train_ch5(net, train_iter, test_iter, batch_size, trainer, ctx, num_epochs, 
     checkpoint : str or path, optional
         File that receives the whole state after each epoch. When Ctrl-C or a full disk ends
         the run, a line says how to go on from it. A file that is there without `resume` is kept
-        under the same name with ``.previous`` after it.
+        under the same name with ``.previous`` after it, or ``.previous2`` and so on: the first
+        that is free.
     resume : bool
         Go on from `checkpoint` if that file exists; the numbers are those of a run that was
         never interrupted, on the same devices and number of threads.
@@ -459,16 +466,13 @@ def train_ch5(net, train_iter, test_iter, batch_size, trainer, ctx, num_epochs, 
     check_batches('test_iter', test_iter)
     if hasattr(test_iter, '__len__') and not len(test_iter):
         raise ValueError('test_iter has no batch; it must have at least one')
-    check_trainer(trainer, net)
     devices = check_devices(ctx)
+    check_trainer(trainer, net, devices)
     resolved = resolve_precision(precision, devices[0])
     forward = compiled(net, resolved)
     if forward is net and precision in ('bfloat16', 'float16'):
         raise ValueError(f"precision='{precision}' needs a net of hybrid blocks without hooks; "
                          "this one has no graph. Use precision='auto'")
-    if trainer._contexts and set(trainer._contexts) != set(devices):
-        raise ValueError(f'ctx must name the devices that trainer updates, {trainer._contexts}, '
-                         f'not {devices}: pass the same ctx to net.initialize and to train_ch5')
     _set_loss_scaling(trainer, forward is not net and resolved == 'float16')
     workers = workers_of(trainer)
     if workers.number > 1:
@@ -517,7 +521,9 @@ def train_ch5(net, train_iter, test_iter, batch_size, trainer, ctx, num_epochs, 
             if workers.rank == 0:
                 if checkpoint is not None:
                     if not kept and checkpoint.exists():  # of a run that nobody asked to resume
-                        previous = f'{checkpoint}.previous'
+                        names = (f'{checkpoint}.previous{i if i > 1 else ""}'
+                                 for i in itertools.count(1))
+                        previous = next(name for name in names if not os.path.exists(name))
                         os.replace(checkpoint, previous)
                         say(f'the checkpoint of an earlier run is now {previous}')
                     save_checkpoint(checkpoint, net, trainer, devices, history, settings)

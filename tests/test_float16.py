@@ -7,7 +7,7 @@ import pytest
 from test_training import assert_same, values, without_seconds
 
 import d2l_ext
-from d2l_ext import cuda, training
+from d2l_ext import cuda, lr_finder, range_test, training
 from d2l_ext.data import load_data_digits
 from d2l_ext.devices import mx, resolve_precision
 
@@ -62,8 +62,9 @@ def test_a_cpu_is_refused_with_advice():
 def on_cpu(monkeypatch):
     """The loss scaler of float16 around layers in float32, which alone the CPU has."""
     from mxnet.contrib import amp
-    monkeypatch.setattr(training, 'resolve_precision',
-                        lambda precision, ctx: 'float32' if precision == 'auto' else precision)
+    for module in (training, lr_finder):
+        monkeypatch.setattr(module, 'resolve_precision',
+                            lambda precision, ctx: 'float32' if precision == 'auto' else precision)
     monkeypatch.setattr(amp, 'convert_symbol', lambda symbol, *_, **__: symbol)
     monkeypatch.setattr(training, 'has_tensor_cores', lambda: False)
 
@@ -133,6 +134,23 @@ def test_two_devices_share_one_scale(on_cpu):
     for param in net.collect_params().values():
         one, two = (array.asnumpy() for array in param.list_data())
         np.testing.assert_array_equal(one, two)
+
+
+def test_a_range_test_scales_by_itself_and_leaves_the_trainer_alone(on_cpu, monkeypatch):
+    net, trainer, _ = train(1)
+    before = dict(vars(trainer._amp_loss_scaler)), trainer._scale
+    other, plain, _ = train(1, 'float32')
+    batches, _ = load_data_digits(40, ctx=CPU)
+    expected = range_test(other, batches, plain, CPU, num_steps=10, precision='float32')
+    assert len(set(expected.losses)) == 10
+    scaled = []
+    scale = training._scaled
+    monkeypatch.setattr(training, '_scaled', lambda losses, trainer: scaled.append(
+        hasattr(trainer, '_amp_loss_scaler')) or scale(losses, trainer))
+    for precision in ('float16', 'float32'):
+        assert range_test(net, batches, trainer, CPU, num_steps=10, precision=precision) == expected
+        assert (vars(trainer._amp_loss_scaler), trainer._scale) == before
+    assert scaled == [True] * 10 + [False] * 10
 
 
 def test_float16_needs_a_graph(on_cpu):

@@ -156,6 +156,13 @@ def test_parameters_on_other_devices(parameters, ctx):
         d2l_ext.train_ch5(net, *digits(), 40, trainer, ctx, 1, precision='float32')
 
 
+def test_a_range_test_takes_one_device():
+    net = small_net(TWO)
+    trainer = gluon.Trainer(net.collect_params(), 'sgd')
+    with pytest.raises(ValueError, match='the devices that trainer updates'):
+        d2l_ext.range_test(net, digits()[0], trainer, ONE)
+
+
 def test_a_trainer_that_updates_in_its_kvstore():
     net = small_net(TWO)
     trainer = gluon.Trainer(net.collect_params(), 'sgd', update_on_kvstore=True)

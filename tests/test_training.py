@@ -9,6 +9,8 @@ import d2l_ext
 from d2l_ext import training
 from d2l_ext.data import Batches
 from d2l_ext.devices import has_bfloat16, mx
+from d2l_ext.distributed import Part, Workers
+from d2l_ext.progress import progress_bar
 
 nd, gluon, nn, autograd, init = mx.nd, mx.gluon, mx.gluon.nn, mx.autograd, mx.init
 CPU = mx.cpu()
@@ -265,7 +267,13 @@ def test_an_earlier_checkpoint_is_kept_when_nobody_asks_to_resume(tmp_path, caps
     assert not previous.exists()
     train(num_epochs=1, checkpoint=path, seed=1)
     assert previous.read_bytes() == content != path.read_bytes()
-    assert f'the checkpoint of an earlier run is now {previous}' in capsys.readouterr().out
+    assert f'the checkpoint of an earlier run is now {previous}\n' in capsys.readouterr().out
+    second = path.read_bytes()
+    for i in (2, 3):
+        train(num_epochs=1, checkpoint=path, seed=i)
+        assert f'earlier run is now {previous}{i}\n' in capsys.readouterr().out
+    assert previous.read_bytes() == content
+    assert (tmp_path / 'nin.npz.previous2').read_bytes() == second
 
 
 def test_resume_needs_a_checkpoint():
@@ -386,6 +394,22 @@ def test_wrong_batches(change, message):
 def test_no_batches(batches, message):
     with pytest.raises(ValueError, match=message):
         train(batches=batches)
+
+
+def test_a_worker_goes_on_without_an_image_of_its_own():
+    net = nn.Dense(10, in_units=100)
+    net.initialize()
+    before = net.weight.data().asnumpy()
+    trainer = gluon.Trainer(net.collect_params(), 'sgd', {'learning_rate': 0.1})
+    workers = Workers()
+    workers.part = lambda batches: Part(batches, rank=1, number=2)
+    watch = training._Watch(net, CPU, print)
+    watch.start(1)
+    images = make_batches(3, batch_size=1)  # the first worker has them all
+    with progress_bar(3, ' images', 'epoch 1') as bar:
+        assert training._train_epoch(net, net, images, trainer, [CPU], workers, 1, watch,
+                                     bar) == (0, 0)
+    np.testing.assert_array_equal(net.weight.data().asnumpy(), before)
 
 
 @pytest.mark.parametrize('change, error, message', [
