@@ -172,10 +172,11 @@ def run(args):
     if args.reduced:
         print("  This is a reduced setting. The book's own (60,000 images of 224x224, batch size "
               '128,\n  learning rate 0.1, Xavier initialization) is: python -m d2l_ext --full')
-    minutes = estimate_seconds(args, max(0, args.epochs - len(kept)), train_iter, test_iter,
-                               ctx) / 60 / workers.number
-    print(f'  time       about {minutes:.0f} minutes' if minutes > 2
-          else f'  time       about {60 * minutes:.0f} seconds', flush=True)
+    if args.epochs > len(kept):
+        minutes = estimate_seconds(args, args.epochs - len(kept), train_iter, test_iter,
+                                   ctx) / 60 / workers.number
+        print(f'  time       about {minutes:.0f} minutes' if minutes > 2
+              else f'  time       about {60 * minutes:.0f} seconds', flush=True)
     net, trainer = build(args, ctx, args.kvstore or 'device')
     print_rows(kept)
     train_ch5(net, train_iter, test_iter, args.batch_size, trainer, ctx, args.epochs,
@@ -192,7 +193,7 @@ def stop(number, frame):
 def main(argv=None):
     try:
         return run(parse_args(argv))
-    except (ValueError, OSError, FloatingPointError) as error:
+    except (ValueError, OSError, FloatingPointError, RuntimeError) as error:
         print(f'error: {error}', file=sys.stderr)
         return 1
     except KeyboardInterrupt as interrupt:

@@ -220,7 +220,9 @@ def recorded(name, function, config, seeds=(0,), variants=('',)):
         if not isinstance(result, dict):
             result = {'history': result}
         rows = check_keys('the result of function', result, ('history',))['history']
-        for row in check_type('the history that function returns', rows, list, 'a list of rows'):
+        if not isinstance(rows, list) or not rows:
+            raise refusal('the history that function returns', rows, 'a list of rows, at least one')
+        for row in rows:
             check_keys('each row of the history that function returns', row, ('seconds',))
         net = result.pop('net', None)
         if net is not None:

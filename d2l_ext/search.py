@@ -179,11 +179,11 @@ def _run_trial(trial, settings, train_iter, val_iter, num_epochs, make_net, seed
 
 
 def _print_trial(_, trial):
-    outcome = trial.user_attrs.get('reason')
+    outcome = trial.user_attrs.get('reason', trial.state.name.lower())
     if trial.state is TrialState.COMPLETE:
         outcome = f'val acc {trial.value:.3f}'
     settings = ', '.join(f'{key} {value:.2g}' if isinstance(value, float) else f'{key} {value}'
-                         for key, value in trial.user_attrs['settings'].items())
+                         for key, value in trial.user_attrs.get('settings', trial.params).items())
     print(f'trial {trial.number}: {outcome} ({settings})', flush=True)
 
 
@@ -365,7 +365,7 @@ def run(args):
 def main(argv=None):
     try:
         return run(parse_args(argv))
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RuntimeError) as error:
         print(f'error: {error}', file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -40,7 +40,7 @@ def num_threads():
         return max(1, (os.cpu_count() or 1) // 2)
     try:
         return max(1, int(os.environ['OMP_NUM_THREADS'].split(',')[0]))
-    except ValueError:  # MXNet ignores a value that is no number, too
+    except (KeyError, ValueError):  # removed since; MXNet ignores a value that is no number, too
         return max(1, (os.cpu_count() or 1) // 2)
 
 

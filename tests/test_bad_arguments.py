@@ -391,6 +391,7 @@ CASES = {
          Row('function', lambda *_: 3, 'history', '3'),
          Row('function', lambda *_: {'net': 3}, 'history', "{'net': 3}"),
          Row('function', lambda *_: [{}], 'seconds', '{}'),
+         Row('function', lambda *_: [], 'a list of rows, at least one', '[]'),
          *unexpected('config', 'a dictionary', 3, None, []),
          Row('config', {'dataset': {1}}, 'what JSON can hold', '{1}'),
          Row('config', {'dataset': 'digits'}, "'Fashion-MNIST'", "'digits'", 'records'),

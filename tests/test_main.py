@@ -4,7 +4,8 @@ import re
 import pytest
 
 from d2l_ext import __main__ as command_line
-from d2l_ext import data
+from d2l_ext import data, search
+from d2l_ext.devices import mx
 
 SMALL = ['--dataset', 'digits', '--images', '60', '--resize', '67', '--epochs', '2']
 
@@ -43,7 +44,7 @@ def test_options_win_over_the_setting():
     assert (args.lr, args.init, args.resize) == (0.02, 'he', 224)
 
 
-def test_a_seed_repeats_a_run_and_resume_goes_on(capsys):
+def test_a_seed_repeats_a_run_and_resume_goes_on(capsys, monkeypatch):
     def losses():
         return re.findall(r'^ +\d +(\d\.\d{4})', capsys.readouterr().out, re.M)
 
@@ -55,6 +56,8 @@ def test_a_seed_repeats_a_run_and_resume_goes_on(capsys):
     assert losses() == whole  # the kept rows are printed again
     command_line.main([*SMALL, '--seed', '1'])
     assert losses() != whole[:2]
+    monkeypatch.setattr(command_line, 'estimate_seconds', None)  # nothing is left to estimate
+    assert command_line.main([*SMALL, '--seed', '1', '--resume']) == 0
 
 
 @pytest.mark.parametrize('arguments, message', [
@@ -65,6 +68,14 @@ def test_wrong_values_end_with_one_line(arguments, message, capsys):
     assert command_line.main([*SMALL, *arguments]) == 1
     err = capsys.readouterr().err
     assert err.startswith('error: ') and message in err and 'Traceback' not in err
+
+
+def test_a_missing_gpu_ends_with_one_line(monkeypatch, capsys):
+    monkeypatch.setenv('D2L_EXT_DEVICE', 'gpu')
+    monkeypatch.setattr(mx.runtime.Features, 'is_enabled', lambda self, name: name != 'CUDA')
+    for main in (command_line.main, search.main):
+        assert main(SMALL) == 1
+        assert capsys.readouterr().err.startswith('error: D2L_EXT_DEVICE=gpu, but ')
 
 
 @pytest.mark.parametrize('arguments', [['--lr', '0'], ['--lr', 'nan'], ['--images', '0'],

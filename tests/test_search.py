@@ -199,6 +199,16 @@ def test_dead_start_is_pruned(tmp_path, capsys):
     assert capsys.readouterr().out.count('\n') == 1  # and not train_ch5's own explanation
 
 
+def test_pruned_before_it_had_settings(tmp_path, capsys):
+    def suggest(trial):
+        trial.suggest_float('lr', 0.1, 0.1)
+        raise optuna.TrialPruned
+
+    row, = trial_table(run(tmp_path / 'journal', 1, suggest=suggest))
+    assert row['state'] == 'pruned' and row['lr'] == 0.1
+    assert capsys.readouterr().out == 'trial 0: pruned (lr 0.1)\n'
+
+
 def test_failed_trial_does_not_count(tmp_path):
     def interrupt(trial):
         if trial.number == 1:

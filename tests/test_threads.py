@@ -114,3 +114,5 @@ def test_num_threads(monkeypatch, value, number):
     monkeypatch.setattr(os, 'cpu_count', lambda: 8)
     monkeypatch.setenv('OMP_NUM_THREADS', value)
     assert threads.num_threads() == number
+    monkeypatch.delenv('OMP_NUM_THREADS')
+    assert threads.num_threads() == 4
