@@ -78,9 +78,9 @@ def _fetch(names, folder):
         raise cannot_keep('what the archive holds', folder, error) from None
 
 
-def find_cifar10(verify=True):
+def find_cifar10():
     """Return a folder that holds the six files; download them if no known folder does."""
-    return find_files('cifar10', tuple(CIFAR10_SHA1), _hashes(), verify, _fetch)
+    return find_files('cifar10', tuple(CIFAR10_SHA1), _hashes(), _fetch)
 
 
 def load_data_cifar10(batch_size, root=None, verify=True, *, resize=None, flip=False, shift=0,
@@ -90,10 +90,11 @@ def load_data_cifar10(batch_size, root=None, verify=True, *, resize=None, flip=F
     Krizhevsky, *Learning Multiple Layers of Features from Tiny Images*, 2009. Gluon's own class
     for this set is not used: it unpacks its download over files that it does not recognize.
 
+    All else is as for :func:`load_data_fashion_mnist`, with `X` of shape (batch, 3, 32, 32), red,
+    green, blue, and statistics of each channel.
+
     Parameters
     ----------
-    batch_size : int
-        Images in a batch.
     root : str or path, optional
         Folder that directly holds ``data_batch_1.bin`` to ``data_batch_5.bin`` and
         ``test_batch.bin``; the only place searched, and left as it is. Without it: ``cifar10/``
@@ -103,30 +104,6 @@ def load_data_cifar10(batch_size, root=None, verify=True, *, resize=None, flip=F
     verify : bool
         Whether the files must be the official ones. False accepts copies of the same layout with
         any number of images.
-    resize : int, optional
-        Height and width of the images, in pixels; 32 if left out.
-    flip : bool
-        Whether training images are mirrored left to right, each with probability 1/2.
-    shift : int
-        By how many pixels of 32x32 training images move at most, up or down, left or right.
-    normalize : bool
-        Whether, channel by channel, the mean of the training images is subtracted and the result
-        divided by their standard deviation. Without, values are from 0 to 1.
-    ctx : mxnet.Context, optional
-        Device of the batches; by default ``try_gpu()``.
-
-    Returns
-    -------
-    train_iter, test_iter : Batches
-        `X` has the shape (batch, 3, 32, 32), red, green, blue. `train_iter` is shuffled, flipped
-        and shifted anew for every pass.
-
-    Raises
-    ------
-    ValueError
-        If a file is damaged or not the official one, or a number is out of range.
-    OSError
-        If the files are nowhere to be had.
 
     Examples
     --------
@@ -135,7 +112,7 @@ def load_data_cifar10(batch_size, root=None, verify=True, *, resize=None, flip=F
     """
     check_int('batch_size', batch_size, 1)
     check_flag('verify', verify)
-    folder = find_cifar10(verify) if root is None else check_path('root', root)
+    folder = find_cifar10() if root is None else check_path('root', root)
     train, test = (_read_cifar10(folder, names, verify)
                    for names in (CIFAR10_TRAIN, CIFAR10_TEST))
     return make_batches(train, test, batch_size, flip=flip, shift=shift, normalize=normalize,

@@ -15,7 +15,6 @@ from .arguments import (
     check_flag,
     check_int,
     check_number,
-    check_pair,
     check_path,
     check_type,
     refusal,
@@ -93,7 +92,7 @@ class Batches:
     classes : sequence of str
         Names of the classes, by label.
     flip : bool
-        Whether every other image, at random, is mirrored left to right.
+        Whether each image, with probability 1/2, is mirrored left to right.
     shift : int
         Each image moves by up to so many of its own pixels (before `resize`) up or down and left
         or right, all offsets being equally likely. What comes in is the image reflected at its
@@ -355,7 +354,7 @@ def _read_fashion_mnist(folder, split, verify):
     return arrays
 
 
-def find_files(folder_name, names, hashes, verify, fetch):
+def find_files(folder_name, names, hashes, fetch):
     """Return a folder that holds published files; fetch them if no known folder does.
 
     Searched are `folder_name` in the folder that D2L_EXT_DATA names, then MXNet's own cache. What
@@ -368,27 +367,24 @@ def find_files(folder_name, names, hashes, verify, fetch):
         Files that must be there.
     hashes : dict
         Known sums, as pooch writes them, of these files and of others that `fetch` makes.
-    verify : bool
-        False accepts other files of these names in D2L_EXT_DATA's folder, if all are there.
     fetch : callable
         ``fetch(names, folder)`` brings the named files.
 
     Raises
     ------
     ValueError
-        If a file in D2L_EXT_DATA's folder is not the published one. It is left as it is.
+        If some of the files are in D2L_EXT_DATA's folder, and one is not the published one. It is
+        left as it is. If all are there, whoever reads them checks them.
     """
     cache = pathlib.Path(mx.base.data_dir()) / 'datasets' / folder_name
     folder = cache
     if os.environ.get('D2L_EXT_DATA'):
         folder = pathlib.Path(os.environ['D2L_EXT_DATA']) / folder_name
-        complete = all((folder / name).is_file() for name in names)
-        if verify or not complete:
-            for name in hashes:  # what the reader put there is never replaced
-                if (folder / name).is_file():
-                    check_published(folder / name, hashes)
-        if complete:
+        if all((folder / name).is_file() for name in names):
             return folder
+        for name in hashes:  # what the reader put there is never replaced
+            if (folder / name).is_file():
+                check_published(folder / name, hashes)
 
     def present(path):
         return path.is_file() and is_published(path, hashes)
@@ -399,7 +395,7 @@ def find_files(folder_name, names, hashes, verify, fetch):
     return folder
 
 
-def find_fashion_mnist(verify=True):
+def find_fashion_mnist():
     """Return a folder that holds the four archives; download them if no known folder does."""
     def fetch(names, folder):
         for name in names:
@@ -409,7 +405,7 @@ def find_fashion_mnist(verify=True):
                      'to the folder whose fashion-mnist/ holds them. load_data_digits() needs no '
                      'download.')
 
-    return find_files('fashion-mnist', FASHION_MNIST_MD5, _fashion_mnist_hashes(), verify, fetch)
+    return find_files('fashion-mnist', FASHION_MNIST_MD5, _fashion_mnist_hashes(), fetch)
 
 
 def download(name, folder, mirrors, title, advice):
@@ -515,7 +511,7 @@ def load_data_fashion_mnist(batch_size, resize=None, root=None, *, verify=True, 
     """
     check_int('batch_size', batch_size, 1)
     check_flag('verify', verify)
-    folder = find_fashion_mnist(verify) if root is None else check_path('root', root)
+    folder = find_fashion_mnist() if root is None else check_path('root', root)
     train, test = (_read_fashion_mnist(folder, split, verify) for split in ('train', 't10k'))
     return make_batches(train, test, batch_size, flip=flip, shift=shift, normalize=normalize,
                         resize=resize, ctx=ctx, name='Fashion-MNIST',
@@ -528,7 +524,8 @@ def load_data_digits(batch_size, resize=None, *, flip=False, shift=0, normalize=
     1,797 handwritten digits of 8x8 pixels, from the UCI Optical Recognition set, split once and
     for all into 1,437 for training and 360 for testing, each class in proportion.
 
-    Parameters and results are those of :func:`load_data_fashion_mnist`.
+    Parameters and results are as for :func:`load_data_fashion_mnist`, but there is no file to
+    find, and the images are 8x8 pixels.
     """
     from sklearn.datasets import load_digits  # a second's import, needed here only
     from sklearn.model_selection import train_test_split
@@ -547,7 +544,9 @@ def load_data(batch_size, resize=None, *, flip=False, shift=0, normalize=False, 
     """Return Fashion-MNIST where it can be had, else the embedded digits, and say which.
 
     What the chapters and ``python -m d2l_ext`` use, so that they run without a network.
-    Parameters and results are those of :func:`load_data_fashion_mnist`.
+    Parameters and results are those of the loader that is used, :func:`load_data_fashion_mnist`
+    (without root and verify) or :func:`load_data_digits`. An archive that is damaged is a
+    ValueError, not a reason to fall back.
     """
     settings = {'flip': flip, 'shift': shift, 'normalize': normalize, 'ctx': ctx}
     try:
@@ -564,31 +563,3 @@ def get_fashion_mnist_labels(labels):
     check_type('labels', labels, collections.abc.Iterable, 'whole numbers from 0 to 9')
     return [FASHION_MNIST_CLASSES[check_int('labels', int(label) if label in range(10) else label,
                                             0, 9)] for label in labels]
-
-
-def dataset_facts(name, num_images=None):
-    """Return what a record says of a data set of real images: name, sizes, checksums.
-
-    Parameters
-    ----------
-    name : {'Fashion-MNIST', 'CIFAR-10'}
-    num_images : pair of int, optional
-        Training and test images at hand, if these are not the published ones. The checksums of
-        those are left out then, and their sizes are told.
-
-    Raises
-    ------
-    ValueError
-        If it is another data set or `num_images` is no such pair.
-    """
-    from .cifar10 import CIFAR10_SHA1  # which imports this module
-
-    published = {'Fashion-MNIST': ((60000, 10000), {'md5': FASHION_MNIST_MD5}),
-                 'CIFAR-10': ((50000, 10000), {'sha1': CIFAR10_SHA1})}
-    if not isinstance(name, str) or name not in published:
-        raise ValueError(f"records are made on {' or '.join(map(repr, published))} only, "
-                         f'not on {name!r}')
-    sizes, facts = published[name]
-    if num_images is not None and check_pair('num_images', num_images, 1) != sizes:
-        sizes, facts = num_images, {'published_images': list(sizes)}
-    return {'name': name, 'train_images': sizes[0], 'test_images': sizes[1], **facts}

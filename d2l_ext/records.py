@@ -10,9 +10,10 @@ import platform
 import numpy as np
 import pooch
 
-from .arguments import check_int, check_keys, check_path, check_type, refusal
+from . import data
+from .arguments import check_int, check_keys, check_pair, check_path, check_type, refusal
 from .checkpoints import load_params, save_params
-from .data import dataset_facts
+from .cifar10 import CIFAR10_SHA1
 from .devices import mx, resolve_precision, try_gpu
 from .files import atomic_write
 from .threads import num_threads
@@ -87,6 +88,32 @@ def environment(precision='auto'):
             'numpy': np.__version__, 'platform': f'{platform.system()} {platform.machine()}',
             'processor': processor(), 'threads': num_threads(), 'device': str(ctx),
             'precision': resolve_precision(precision, ctx)}
+
+
+def dataset_facts(name, num_images=None):
+    """Return what a record says of a data set of real images: name, sizes, checksums.
+
+    Parameters
+    ----------
+    name : {'Fashion-MNIST', 'CIFAR-10'}
+    num_images : pair of int, optional
+        Training and test images at hand, if these are not the published ones. The checksums of
+        those are left out then, and their sizes are told.
+
+    Raises
+    ------
+    ValueError
+        If it is another data set or `num_images` is no such pair.
+    """
+    published = {'Fashion-MNIST': ((60000, 10000), {'md5': data.FASHION_MNIST_MD5}),
+                 'CIFAR-10': ((50000, 10000), {'sha1': CIFAR10_SHA1})}
+    if not isinstance(name, str) or name not in published:
+        raise ValueError(f"records are made on {' or '.join(map(repr, published))} only, "
+                         f'not on {name!r}')
+    sizes, facts = published[name]
+    if num_images is not None and check_pair('num_images', num_images, 1) != sizes:
+        sizes, facts = num_images, {'published_images': list(sizes)}
+    return {'name': name, 'train_images': sizes[0], 'test_images': sizes[1], **facts}
 
 
 def load_record(path):

@@ -272,10 +272,6 @@ CASES = {
         lambda folder: {'labels': [0, 9]},
         [*unexpected('labels', 'from 0 to 9', 3, None),
          *(Row('labels', [value], 'from 0 to 9', repr(value)) for value in (10, -1, 2.5, 'x'))]),
-    'data.dataset_facts': Case(
-        lambda folder: {'name': 'Fashion-MNIST'},
-        [*(Row('name', value, "'Fashion-MNIST'", name='records') for value in ('digits', 3, None)),
-         *(row for row in pair('num_images', 1) if row.value is not None)]),
     # --- devices, files ---
     'devices.try_gpu': Case(
         lambda folder: {},
@@ -381,6 +377,10 @@ CASES = {
         [*unexpected('name', NAME, 3, None, '', 'a/b'), *SEEDS,
          *unexpected('config', 'what JSON can hold', {1, 2}, np.zeros(2)),
          *unexpected('variant', 'a string', 3, None)]),
+    'records.dataset_facts': Case(
+        lambda folder: {'name': 'Fashion-MNIST'},
+        [*(Row('name', value, "'Fashion-MNIST'", name='records') for value in ('digits', 3, None)),
+         *(row for row in pair('num_images', 1) if row.value is not None)]),
     'records.environment': Case(lambda folder: {}, PRECISIONS),
     'records.load_record': Case(
         lambda folder: {'path': records.results_folder() / '07_03_nin_book.json'}, path()),
@@ -518,7 +518,7 @@ def test_every_argument_of_every_public_function_is_in_the_table():
 
 @pytest.fixture(autouse=True)
 def offline(isolated, monkeypatch):
-    def fail(verify=True):
+    def fail():
         raise OSError('offline')
 
     monkeypatch.setattr(data, 'find_fashion_mnist', fail)

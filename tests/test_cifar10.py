@@ -10,7 +10,7 @@ import pytest
 from conftest import content, copy
 
 import d2l_ext
-from d2l_ext import cifar10
+from d2l_ext import cifar10, data
 from d2l_ext.devices import mx
 
 CPU = mx.cpu()
@@ -272,6 +272,19 @@ def test_a_damaged_file_that_the_reader_put_there_stays(isolated, official, mirr
     with pytest.raises(ValueError, match=f'{name} is not the published file'):
         load()
     assert content(folder) == before and mirror.paths == []
+
+
+def test_each_file_is_checked_once_and_an_archive_beside_them_not_at_all(isolated, official,
+                                                                         monkeypatch):
+    folder = copy(official, isolated / 'data' / 'cifar10')
+    (folder / cifar10.CIFAR10_ARCHIVE).write_bytes(b'mine')
+    monkeypatch.setenv('D2L_EXT_DATA', str(isolated / 'data'))
+    checked, check = [], cifar10.check_published
+    for module in (cifar10, data):
+        monkeypatch.setattr(module, 'check_published', lambda path, hashes: checked.append(
+            path.name) or check(path, hashes))
+    load()
+    assert checked == list(NAMES)
 
 
 def test_an_archive_that_the_reader_put_there_is_unpacked(isolated, official, mirror, monkeypatch):

@@ -13,7 +13,7 @@ import tqdm
 from conftest import content, copy, idx, mxnet_cache, write_archives
 
 import d2l_ext
-from d2l_ext import data
+from d2l_ext import data, records
 from d2l_ext.data import Batches
 from d2l_ext.devices import mx
 
@@ -118,8 +118,8 @@ def test_the_real_archives():
     train, test = d2l_ext.load_data_fashion_mnist(128, resize=32, root=REAL, ctx=CPU)
     assert np.bincount(train.labels).tolist() == [6000] * 10
     assert np.bincount(test.labels).tolist() == [1000] * 10
-    assert data.dataset_facts('Fashion-MNIST')['train_images'] == len(train.images)
-    assert data.dataset_facts('Fashion-MNIST')['test_images'] == len(test.images)
+    assert records.dataset_facts('Fashion-MNIST')['train_images'] == len(train.images)
+    assert records.dataset_facts('Fashion-MNIST')['test_images'] == len(test.images)
     names = d2l_ext.get_fashion_mnist_labels(test.labels[:3])
     assert names == ['ankle boot', 'pullover', 'trouser']
     # Known mean and standard deviation of the training pixels.
@@ -611,20 +611,3 @@ def test_class_names(kind):
 def test_class_names_out_of_range(label):
     with pytest.raises(ValueError, match=f'from 0 to 9, not {label}'):
         d2l_ext.get_fashion_mnist_labels([0, label])
-
-
-def test_dataset_facts():
-    facts = data.dataset_facts('Fashion-MNIST')
-    assert facts == {'name': 'Fashion-MNIST', 'train_images': 60000, 'test_images': 10000,
-                     'md5': data.FASHION_MNIST_MD5}
-    for name in ("scikit-learn's digits", 'digits', None):
-        with pytest.raises(ValueError, match="records are made on 'Fashion-MNIST' or 'CIFAR-10'"):
-            data.dataset_facts(name)
-    # Of unofficial copies: how many images there are, and no sums, which do not apply.
-    assert data.dataset_facts('CIFAR-10', [49833, 9966]) == {
-        'name': 'CIFAR-10', 'train_images': 49833, 'test_images': 9966,
-        'published_images': [50000, 10000]}
-    facts = data.dataset_facts('CIFAR-10')
-    assert (facts['train_images'], facts['test_images']) == (50000, 10000)
-    assert facts['sha1'].keys() == {'test_batch.bin', *(f'data_batch_{i}.bin' for i in range(1, 6))}
-    assert data.dataset_facts('CIFAR-10', [50000, 10000]) == facts

@@ -598,7 +598,7 @@ RUN = {'variant': 'a', 'seed': 0, 'seconds': 2.5, 'environment': {'threads': 2},
        'history': [{'epoch': 1, 'loss': 0.5, 'test_acc': 0.25}]}
 RECORD_TEXT = json.dumps({
     'name': 'x', 'config': {'dataset': 'Fashion-MNIST', 'lr': 0.1}, 'seeds': [0, 1],
-    'dataset': data.dataset_facts('Fashion-MNIST'), 'variants': ['a'],
+    'dataset': records.dataset_facts('Fashion-MNIST'), 'variants': ['a'],
     'runs': [RUN, {**RUN, 'seed': 1}], 'environment': {}, 'date': '2026-01-01', 'command': ''})
 
 

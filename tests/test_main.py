@@ -89,7 +89,7 @@ def test_wrong_options_show_the_usage(arguments, capsys):
 
 
 def test_falls_back_to_the_digits_and_says_so(capsys, monkeypatch):
-    def nowhere(*_):
+    def nowhere():
         raise OSError('Fashion-MNIST is not on this machine:\nfailures')
     monkeypatch.setattr(data, 'find_fashion_mnist', nowhere)
     assert command_line.main([*SMALL[2:], '--epochs', '1']) == 0

@@ -73,7 +73,7 @@ def test_a_record(results, cache, monkeypatch, capsys):
     assert record.keys() == RECORD_KEYS
     assert (record['name'], record['seeds'], record['variants']) == (NAME, [3, 4], ['a', 'b'])
     assert record['config'] == {**CONFIG, 'shape': [2, 3]}
-    assert record['dataset'] == data.dataset_facts('Fashion-MNIST')
+    assert record['dataset'] == records.dataset_facts('Fashion-MNIST')
     assert [(run['variant'], run['seed']) for run in record['runs']] == experiment.runs
     for run in record['runs']:
         assert run.keys() == RUN_KEYS
@@ -83,6 +83,23 @@ def test_a_record(results, cache, monkeypatch, capsys):
     assert names(results) == [f'{NAME}.json'] and names(cache) == []
     assert json.loads((results / f'{NAME}.json').read_text()) == record
     assert d2l_ext.load_record(results / f'{NAME}.json') == record
+
+
+def test_dataset_facts():
+    facts = records.dataset_facts('Fashion-MNIST')
+    assert facts == {'name': 'Fashion-MNIST', 'train_images': 60000, 'test_images': 10000,
+                     'md5': data.FASHION_MNIST_MD5}
+    for name in ("scikit-learn's digits", 'digits', None):
+        with pytest.raises(ValueError, match="records are made on 'Fashion-MNIST' or 'CIFAR-10'"):
+            records.dataset_facts(name)
+    # Of unofficial copies: how many images there are, and no sums, which do not apply.
+    assert records.dataset_facts('CIFAR-10', [49833, 9966]) == {
+        'name': 'CIFAR-10', 'train_images': 49833, 'test_images': 9966,
+        'published_images': [50000, 10000]}
+    facts = records.dataset_facts('CIFAR-10')
+    assert (facts['train_images'], facts['test_images']) == (50000, 10000)
+    assert facts['sha1'].keys() == {'test_batch.bin', *(f'data_batch_{i}.bin' for i in range(1, 6))}
+    assert records.dataset_facts('CIFAR-10', [50000, 10000]) == facts
 
 
 def test_environment():
