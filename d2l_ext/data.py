@@ -354,15 +354,23 @@ def _read_fashion_mnist(folder, split, verify):
     return arrays
 
 
+def data_folders(folder_name):
+    """Return the folders searched for a data set; a download goes into the first.
+
+    `folder_name` in the folder that D2L_EXT_DATA names, if it is set, then in MXNet's own cache.
+    """
+    own = os.environ.get('D2L_EXT_DATA')
+    return [*([pathlib.Path(own) / folder_name] if own else []),
+            pathlib.Path(mx.base.data_dir()) / 'datasets' / folder_name]
+
+
 def find_files(folder_name, names, hashes, fetch):
     """Return a folder that holds published files; fetch them if no known folder does.
-
-    Searched are `folder_name` in the folder that D2L_EXT_DATA names, then MXNet's own cache. What
-    is missing goes into the first of these two that is set.
 
     Parameters
     ----------
     folder_name : str
+        Of :func:`data_folders`.
     names : sequence of str
         Files that must be there.
     hashes : dict
@@ -376,10 +384,9 @@ def find_files(folder_name, names, hashes, fetch):
         If some of the files are in D2L_EXT_DATA's folder, and one is not the published one. It is
         left as it is. If all are there, whoever reads them checks them.
     """
-    cache = pathlib.Path(mx.base.data_dir()) / 'datasets' / folder_name
-    folder = cache
-    if os.environ.get('D2L_EXT_DATA'):
-        folder = pathlib.Path(os.environ['D2L_EXT_DATA']) / folder_name
+    folders = data_folders(folder_name)
+    folder, cache = folders[0], folders[-1]
+    if len(folders) > 1:
         if all((folder / name).is_file() for name in names):
             return folder
         for name in hashes:  # what the reader put there is never replaced

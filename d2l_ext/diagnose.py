@@ -73,7 +73,7 @@ def _import_problem(error, wheels):
         return Problem('MXNet is not installed', _INSTALL, fatal=True)
     if numpy and tuple(map(int, numpy.split('.')[:2])) >= (1, 24):
         return Problem(f'{what}. MXNet 1.9.1 needs a NumPy before 1.24, not {numpy}',
-                            '    python -m pip install numpy==1.23.5', fatal=True)
+                       '    python -m pip install numpy==1.23.5', fatal=True)
     if getattr(error, 'name', None) == 'mxnet':  # pip knows the wheel, but its files are gone
         pins = ' '.join(f'{name}=={VERSION}' for name in wheels)
         return Problem(
@@ -114,7 +114,7 @@ def _try_training(devices, problems):
         what = str(error).strip()
         if not any(str(problem) in what for problem in problems):
             problems.append(Problem(f'training fails: {what}',
-                                         'Unless this says what to type, ask, with this report'))
+                                    'Unless this says what to type, ask, with this report'))
         elif device_wish() == 'gpu':
             problems.append(Problem(
                 'D2L_EXT_DEVICE=gpu forbids to train on the CPU',
@@ -122,11 +122,9 @@ def _try_training(devices, problems):
         return None
 
 
-def _find_data(data, mxnet_home, problems):
+def _find_data(data, problems):
     """Return what a row says of Fashion-MNIST: where it is, or where a download would put it."""
-    cache = pathlib.Path(mxnet_home) / 'datasets' / 'fashion-mnist'
-    own = os.environ.get('D2L_EXT_DATA')
-    folders = [pathlib.Path(own) / 'fashion-mnist', cache] if own else [cache]
+    folders = data.data_folders('fashion-mnist')
     for folder in folders:
         paths = [folder / name for name in data.FASHION_MNIST_MD5]
         if not all(path.is_file() for path in paths):
@@ -134,7 +132,7 @@ def _find_data(data, mxnet_home, problems):
         damaged = [path.name for path in paths if not data.is_published(path)]
         if not damaged:
             return f'Fashion-MNIST in {folder}'
-        if folder != cache:  # in MXNet's cache d2l_ext replaces them itself
+        if folder != folders[-1]:  # in MXNet's cache d2l_ext replaces them itself
             problems.append(Problem(
                 f'in {folder} {", ".join(damaged)}: not the published archive, damaged or '
                 'incomplete', 'Remove what is named to have it fetched again:\n    rm '
@@ -187,7 +185,7 @@ def diagnose():
                 threads.threads_note() or 'For full speed type\n    unset OMP_NUM_THREADS'))
         _row('bfloat16', 'yes, this processor trains faster with it'
              if devices.has_bfloat16() else 'no, this processor trains in float32')
-        _row('data', _find_data(data, devices.mx.base.data_dir(), problems))
+        _row('data', _find_data(data, problems))
         ctx = _try_training(devices, problems)
         _row('training', f'a step works on {ctx}' if ctx else 'does not work')
 
