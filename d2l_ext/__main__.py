@@ -11,10 +11,10 @@ if __name__ == '__main__' and '--diagnose' in sys.argv:  # it works where MXNet 
 
 from . import data
 from .checkpoints import read_history
-from .devices import mx, resolve_precision, try_gpu
+from .devices import PRECISIONS, mx, processor, resolve_precision, try_gpu
 from .distributed import KVSTORES, Workers, connect
 from .nets import INITS, check_input, nin
-from .records import checkpoint_path, processor
+from .records import checkpoint_path
 from .threads import num_threads
 from .training import compiled, train_ch5
 
@@ -32,8 +32,7 @@ REDUCED = {'images': 5000, 'resize': 96, 'batch_size': 32, 'lr': 0.05, 'init': '
 
 def add_options(parser):
     """Add the options that this command and the search share."""
-    parser.add_argument('--precision', default='auto',
-                        choices=('auto', 'float32', 'bfloat16', 'float16'),
+    parser.add_argument('--precision', default='auto', choices=PRECISIONS,
                         help='auto: bfloat16 if the processor has instructions for it, else '
                              'float32; float16 needs a GPU')
     parser.add_argument('--dataset', choices=('auto', 'fashion-mnist', 'digits'), default='auto',

@@ -1,15 +1,14 @@
 """Where training runs: gpu(0) or the CPU, and in which precision."""
 import pathlib
+import platform
 
-from . import threads  # noqa: F401  settles what MXNet reads when it is imported
-from .arguments import check_type, refusal
+from .arguments import check_choice, check_int, check_type, refusal
 from .cuda import Problem, fall_back, may_use_gpu, prepare
-from .distributed import serve_if_asked
 
-prepare()
-serve_if_asked()
+prepare()  # again: the package itself has only printed its ImportError
 import mxnet as mx  # noqa: E402
 
+PRECISIONS = ('auto', 'float32', 'bfloat16', 'float16')
 _DEVICE = 'a device such as mx.cpu() or try_gpu()'
 _CPUINFO = pathlib.Path('/proc/cpuinfo')
 
@@ -29,8 +28,7 @@ def try_gpu(i=0):
     RuntimeError
         If D2L_EXT_DEVICE=gpu forbids the CPU and the GPU cannot be used.
     """
-    if isinstance(i, bool) or not isinstance(i, int) or i < 0:
-        raise ValueError(f'i must be the number of a GPU (0, 1, ...), not {i!r}')
+    i = check_int('i', i, 0)
     # Asking the CPU wheel for a GPU would print a complaint.
     if not may_use_gpu(i, mx.runtime.Features().is_enabled('CUDA')):
         return mx.cpu()
@@ -64,6 +62,17 @@ def check_devices(ctx):
     return devices
 
 
+def processor():
+    """Return the model name of the processor."""
+    try:
+        for line in _CPUINFO.read_text().splitlines():
+            if line.startswith('model name'):
+                return line.split(':', 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
 def has_bfloat16():
     """Return whether the processor has bfloat16 instructions (AVX512-BF16 or AMX-BF16)."""
     try:
@@ -89,9 +98,7 @@ def resolve_precision(precision, ctx):
     ValueError
         If `precision` is none of these, or asked for where it cannot work.
     """
-    if precision not in ('auto', 'float32', 'bfloat16', 'float16'):
-        raise ValueError("precision must be 'auto', 'float32', 'bfloat16' or 'float16', "
-                         f'not {precision!r}')
+    check_choice('precision', precision, PRECISIONS)
     check_type('ctx', ctx, mx.Context, _DEVICE)
     possible = ctx.device_type == 'cpu' and has_bfloat16()
     if precision == 'auto':

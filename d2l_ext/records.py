@@ -14,7 +14,7 @@ from . import data
 from .arguments import check_int, check_keys, check_pair, check_path, check_type, refusal
 from .checkpoints import load_params, save_params
 from .cifar10 import CIFAR10_SHA1
-from .devices import mx, resolve_precision, try_gpu
+from .devices import mx, processor, resolve_precision, try_gpu
 from .files import atomic_write
 from .threads import num_threads
 
@@ -68,17 +68,6 @@ def checkpoint_path(name, config, seed, variant=''):
     _check_name(name)
     setting = [_as_json('config', config), *_check_run(seed, variant)]
     return cache_folder() / f'{name}-{_digest(setting)}.checkpoint.npz'
-
-
-def processor():
-    """Return the model name of the processor."""
-    try:
-        for line in pathlib.Path('/proc/cpuinfo').read_text().splitlines():
-            if line.startswith('model name'):
-                return line.split(':', 1)[1].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
 
 
 def environment(precision='auto'):

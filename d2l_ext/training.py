@@ -20,7 +20,7 @@ from .arguments import (
 )
 from .checkpoints import load_checkpoint, save_checkpoint
 from .cuda import has_tensor_cores
-from .devices import check_devices, mx, resolve_precision
+from .devices import PRECISIONS, check_devices, mx, resolve_precision
 from .distributed import finish, workers_of
 from .layout import channels_last
 from .nets import check_initialized, check_input, check_trainer, trace
@@ -62,7 +62,7 @@ def compiled(net, precision='float32'):
     precision : {'float32', 'bfloat16', 'float16'}
         In which the layers compute.
     """
-    check_choice('precision', precision, ('float32', 'bfloat16', 'float16'))
+    check_choice('precision', precision, PRECISIONS[1:])
     graph = trace(net)
     if graph is None:
         return net

@@ -123,7 +123,7 @@ PLACES = [*NETS, *DEVICES, NO_DEVICE, Row('ctx', mx.cpu(1), 'cpu(0)')]
 BARE = Row('net', bare(), 'net.initialize(ctx=ctx)', 'bare_weight is on no device')
 TRAINERS = unexpected('trainer', "gluon.Trainer of the net's own parameters", 'sgd', None,
                       trainer_of(dense()))
-PRECISIONS = [*unexpected('precision', "'auto', 'float32', 'bfloat16'", 'float64', None, 32,
+PRECISIONS = [*unexpected('precision', 'auto, float32, bfloat16, float16', 'float64', None, 32,
                           np.float32),
               Row('precision', 'float16', "Use precision='auto'")]
 SEEDS = whole('seed', 0, 2**32 - 1, ('x', 1.5, True))
@@ -273,9 +273,7 @@ CASES = {
         [*unexpected('labels', 'from 0 to 9', 3, None),
          *(Row('labels', [value], 'from 0 to 9', repr(value)) for value in (10, -1, 2.5, 'x'))]),
     # --- devices, files ---
-    'devices.try_gpu': Case(
-        lambda folder: {},
-        unexpected('i', 'number of a GPU (0, 1, ...)', -1, '0', 1.5, None, True)),
+    'devices.try_gpu': Case(lambda folder: {}, whole('i', 0)),
     'devices.check_ctx': Case(lambda folder: {'ctx': CPU}, [*DEVICES, NO_DEVICE]),
     'devices.check_devices': Case(lambda folder: {'ctx': [CPU]}, [*DEVICES, NO_DEVICE, *LISTS]),
     'devices.resolve_precision': Case(
@@ -319,7 +317,8 @@ CASES = {
     'nets.check_initialized': Case(lambda folder: {'net': dense(), 'ctx': CPU}, [*PLACES, BARE]),
     'nets.check_trainer': Case(
         lambda folder: {key: value for key, value in trained().items() if key != 'ctx'},
-        NETS + TRAINERS),
+        [*NETS, *TRAINERS,
+         Row('devices', [mx.cpu(1)], 'the devices that trainer updates', name='ctx')]),
     'nets.trace': Case(lambda folder: {'net': dense()}, NETS),
     'nets.check_input': Case(
         lambda folder: {'net': dense(), 'shape': (4, 3)},
@@ -395,7 +394,8 @@ CASES = {
          *unexpected('config', 'a dictionary', 3, None, []),
          Row('config', {'dataset': {1}}, 'what JSON can hold', '{1}'),
          Row('config', {'dataset': 'digits'}, "'Fashion-MNIST'", "'digits'", 'records'),
-         Row('config', {'dataset': 'Fashion-MNIST', 'precision': 8}, "'auto'", '8', 'precision'),
+         Row('config', {'dataset': 'Fashion-MNIST', 'precision': 8}, 'auto, float32', '8',
+             'precision'),
          *unexpected('seeds', 'at least one item', 3, None, (), '12'),
          Row('seeds', (0, -1), 'from 0 to', '-1', 'seed'),
          *unexpected('variants', 'at least one item', 3, None, (), 'ab'),
@@ -477,12 +477,13 @@ INTERNAL = {
     'cuda': None,  # what the driver says: test_cuda.py
     'cifar10': ('find_cifar10',),
     'distributed': None,  # what the launcher set up: test_distributed.py
-    'data': ('cannot_keep', 'check_published', 'download', 'find_files', 'find_fashion_mnist',
-             'has_hash', 'is_published', 'known_hash', 'make_batches'),
+    'data': ('cannot_keep', 'check_published', 'data_folders', 'download', 'find_files',
+             'find_fashion_mnist', 'has_hash', 'is_published', 'known_hash', 'make_batches'),
     'lr_finder': ('RangeTest',),
     'progress': ('progress_bar',),
     'resources': ('Row', 'Summary'),
     'search': ('main', 'parse_args', 'run', 'suggest'),  # the command line: test_search.py
+    'training': ('no_batch',),
 }
 
 

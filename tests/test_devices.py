@@ -1,4 +1,5 @@
 """Devices and precision, on made-up machines."""
+import numpy as np
 import pytest
 
 from d2l_ext import devices
@@ -15,7 +16,7 @@ def test_try_gpu_asks_for_the_given_one(monkeypatch):
     monkeypatch.setattr(mx.runtime.Features, 'is_enabled', lambda self, name: True)
     monkeypatch.setattr(mx, 'gpu', lambda i: mx.cpu(10 + i))  # works, and is not cpu()
     assert devices.try_gpu() == mx.cpu(10) != mx.cpu()
-    assert devices.try_gpu(3) == mx.cpu(13)
+    assert devices.try_gpu(np.int64(3)) == mx.cpu(13)
 
 
 def test_try_gpu_that_fails_at_its_first_operation(monkeypatch):
@@ -25,12 +26,6 @@ def test_try_gpu_that_fails_at_its_first_operation(monkeypatch):
     monkeypatch.setattr(mx.runtime.Features, 'is_enabled', lambda self, name: True)
     monkeypatch.setattr(mx.nd, 'ones', fail)
     assert devices.try_gpu() == mx.cpu()
-
-
-@pytest.mark.parametrize('i', [-1, True, 1.5, '0', None])
-def test_try_gpu_with_a_bad_number(i):
-    with pytest.raises(ValueError, match=r'i must be the number of a GPU .*, not '):
-        devices.try_gpu(i)
 
 
 @pytest.mark.parametrize('text, expected', [
@@ -45,6 +40,7 @@ def test_has_bfloat16(tmp_path, monkeypatch, text, expected):
     if text is not None:
         (tmp_path / 'cpuinfo').write_text(text)
     assert devices.has_bfloat16() is expected
+    assert (devices.processor() == 'A') is ('model name' in (text or ''))
 
 
 @pytest.mark.parametrize('precision, ctx, possible, expected', [
@@ -58,8 +54,8 @@ def test_has_bfloat16(tmp_path, monkeypatch, text, expected):
     ('bfloat16', mx.gpu(), True, 'does not work on a GPU'),
     ('float16', mx.cpu(), True, 'does not work on a CPU'),
     ('float16', mx.gpu(), True, 'float16'),
-    ('float8', mx.cpu(), True, "'bfloat16' or 'float16', not 'float8'"),
-    (None, mx.cpu(), True, "'bfloat16' or 'float16', not None"),
+    ('float8', mx.cpu(), True, "bfloat16, float16, not 'float8'"),
+    (None, mx.cpu(), True, 'bfloat16, float16, not None'),
 ])
 def test_resolve_precision(monkeypatch, precision, ctx, possible, expected):
     monkeypatch.setattr(devices, 'has_bfloat16', lambda: possible)

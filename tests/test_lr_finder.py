@@ -406,7 +406,7 @@ def test_hybridized_nets_stay_usable():
     ({'smoothing': 1.1}, 'smoothing must be a finite number above 0, at most 1, not 1.1'),
     ({'smoothing': True}, 'smoothing must be a finite number above 0, at most 1, not True'),
     ({'divergence': 1}, 'divergence must be a finite number above 1, not 1'),
-    ({'precision': 'float64'}, "precision must be 'auto', 'float32', 'bfloat16' or"),
+    ({'precision': 'float64'}, 'precision must be one of auto, float32, bfloat16'),
     ({'seed': -1}, 'seed must be a whole number from 0 to 4294967295, not -1'),
     ({'trainer': None}, "trainer must be a gluon.Trainer of the net's own parameters"),
     ({'batches': []}, 'train_iter yields no batch'),
