@@ -13,7 +13,7 @@ try:
 except ImportError as _error:  # said here, in case mxnet is imported next, and again by devices
     print(_error)
 
-from .distributed import serve_if_asked  # noqa: E402
+from .server import serve_if_asked  # noqa: E402
 
 serve_if_asked()  # in the role of a server MXNet would become one when imported, unwatched
 

@@ -21,11 +21,11 @@ from .arguments import (
 from .checkpoints import load_checkpoint, save_checkpoint
 from .cuda import has_tensor_cores
 from .devices import PRECISIONS, check_devices, mx, resolve_precision
-from .distributed import finish, workers_of
 from .layout import channels_last
 from .nets import check_initialized, check_input, check_trainer, trace
 from .progress import progress_bar
 from .threads import threads_note
+from .workers import finish, workers_of
 
 nd, gluon, autograd = mx.nd, mx.gluon, mx.autograd
 

@@ -476,7 +476,10 @@ INTERNAL = {
     'arguments': None,  # the checks: test_arguments.py
     'cuda': None,  # what the driver says: test_cuda.py
     'cifar10': ('find_cifar10',),
-    'distributed': None,  # what the launcher set up: test_distributed.py
+    # What the launcher sets up: test_distributed.py.
+    'distributed': None,
+    'server': None,
+    'workers': None,
     'data': ('cannot_keep', 'check_published', 'data_folders', 'download', 'find_files',
              'find_fashion_mnist', 'has_hash', 'is_published', 'known_hash', 'make_batches'),
     'lr_finder': ('RangeTest',),

@@ -222,17 +222,15 @@ def test_gpu_demanded_and_two_wheels(machine, home, capsys, monkeypatch):  # noq
 
 # The command itself, in its own process
 
-def command(tmp_path, mxnet=None, **variables):
-    if not (ROOT / 'd2l_ext' / '__main__.py').exists():
-        pytest.skip('d2l_ext has no command line yet')
-    if mxnet is not None:
-        (tmp_path / 'mxnet').mkdir()
-        (tmp_path / 'mxnet' / '__init__.py').write_text(mxnet)
+def command(tmp_path, **modules):
+    """Run the command where these modules have another content."""
+    for name, content in modules.items():
+        (tmp_path / f'{name}.py').write_text(content)
     environ = {name: value for name, value in os.environ.items()
                if not name.startswith('D2L_EXT')}
     return subprocess.run(
         [sys.executable, '-m', 'd2l_ext', '--diagnose'], cwd=str(ROOT),
-        env={**environ, 'PYTHONPATH': str(tmp_path), 'D2L_EXT_DEVICE': 'cpu', **variables},
+        env={**environ, 'PYTHONPATH': str(tmp_path), 'D2L_EXT_DEVICE': 'cpu'},
         capture_output=True, text=True)
 
 
@@ -242,10 +240,12 @@ def test_the_command_on_a_machine_that_can_train(tmp_path):
     assert 'Training can run, on cpu(0).' in result.stdout and result.stderr == ''
 
 
-@pytest.mark.parametrize('mxnet, what', [
-    ("raise OSError('libquadmath.so.0: cannot open shared object file')", 'libquadmath'),
-    ("raise ModuleNotFoundError('No module named mxnet', name='mxnet')", 'Its files are gone')])
-def test_the_command_survives_an_mxnet_that_cannot_be_imported(tmp_path, mxnet, what):
-    result = command(tmp_path, mxnet)
+@pytest.mark.parametrize('name, content, what', [
+    ('mxnet', "raise OSError('libquadmath.so.0: cannot open shared object file')", 'libquadmath'),
+    ('mxnet', "raise ModuleNotFoundError('No module named mxnet', name='mxnet')",
+     'Its files are gone'),
+    ('numpy', "raise ImportError('libgfortran.so.5: cannot open')", 'libgfortran')])
+def test_the_command_survives_what_cannot_be_imported(tmp_path, name, content, what):
+    result = command(tmp_path, **{name: content})
     assert result.returncode == 1 and result.stderr == ''
     assert what in result.stdout and 'Training cannot run.' in result.stdout

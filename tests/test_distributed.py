@@ -14,10 +14,10 @@ import psutil
 import pytest
 
 import d2l_ext
-from d2l_ext import distributed
+from d2l_ext import distributed, workers
 from d2l_ext.data import load_data_digits
 from d2l_ext.devices import mx
-from d2l_ext.distributed import Part
+from d2l_ext.workers import Part
 
 nd, gluon, nn = mx.nd, mx.gluon, mx.gluon.nn
 CPU, LOOPBACK = mx.cpu(), '127.0.0.1'
@@ -94,6 +94,7 @@ def test_two_workers_do_what_one_process_does(tmp_path):
     # Seed 3 decides on the order; the workers' own initial parameters would differ.
     done = launch(command(tmp_path, 2, seed=3))
     assert done.returncode == 0, done.stderr
+    assert 'RuntimeWarning' not in done.stderr  # as of a module that is imported twice
     assert done.stdout.count('training on cpu(0) by 2 workers') == 1  # rank 0 alone speaks
     assert len(re.findall(r'^epoch \d, loss', done.stdout, re.M)) == 2
     check_against_one_process(tmp_path, tmp_path / 'alone', 2)
@@ -180,9 +181,9 @@ def test_the_command_line(tmp_path):
 def test_those_who_never_meet_say_so():
     # Importing d2l_ext in the role of the scheduler would wait for the usual time.
     code = ('import os; role = os.environ.pop("DMLC_ROLE"); '
-            'from d2l_ext import distributed; distributed.START_WITHIN = 2; '
-            'os.environ["DMLC_ROLE"] = role; distributed.serve_if_asked(); '
-            'distributed.connect("dist_sync")')
+            'from d2l_ext import server, workers; server.START_WITHIN = 2; '
+            'os.environ["DMLC_ROLE"] = role; server.serve_if_asked(); '
+            'workers.connect("dist_sync")')
     for role in ('worker', 'scheduler'):
         done = subprocess.run(
             [sys.executable, '-c', code], capture_output=True, text=True, timeout=60,
@@ -205,13 +206,13 @@ wait
 JOINING = """
 import os
 import sys
-from d2l_ext import distributed
-workers = distributed.connect('dist_sync')
+from d2l_ext.workers import connect, finish
+workers = connect('dist_sync')
 assert workers.from_leader(2**32 - 1 + workers.rank) == 2**32 - 1
 total, = workers.sum([workers.rank + 1.5])
 # In one piece: two processes write to the same place.
 sys.stdout.write(f'sum {total} {os.environ["D2L_EXT_TEST"]}\\n')
-distributed.finish()
+finish()
 """
 
 
@@ -234,8 +235,8 @@ def test_other_launchers_pass_on_what_is_needed(tmp_path, monkeypatch, launcher)
 def test_workers_with_other_data_end_the_job(tmp_path):
     script = tmp_path / 'other.py'
     script.write_text("""
-from d2l_ext import distributed
-workers = distributed.connect('dist_sync')
+from d2l_ext.workers import connect
+workers = connect('dist_sync')
 workers.check_alike(batches=3 + workers.rank)
 workers.sum([0])  # would wait for ever
 """)
@@ -251,7 +252,7 @@ def test_several_devices_need_a_kvstore():
     net.initialize(ctx=ctx)
     trainer = gluon.Trainer(net.collect_params(), 'sgd', kvstore=None)
     with pytest.raises(ValueError, match='sums up no gradients'):
-        distributed.workers_of(trainer)
+        workers.workers_of(trainer)
 
 
 def test_a_distributed_trainer_needs_a_launcher(tmp_path, monkeypatch):
@@ -274,7 +275,7 @@ def test_wrong_settings(monkeypatch, name, value, message):
     monkeypatch.setenv('DMLC_ROLE', 'worker')
     monkeypatch.setenv(name, value)
     with pytest.raises(ValueError, match=message):
-        distributed.connect('dist_sync')
+        workers.connect('dist_sync')
 
 
 @pytest.mark.parametrize('make', [

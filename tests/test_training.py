@@ -9,8 +9,8 @@ import d2l_ext
 from d2l_ext import training
 from d2l_ext.data import Batches
 from d2l_ext.devices import has_bfloat16, mx
-from d2l_ext.distributed import Part, Workers
 from d2l_ext.progress import progress_bar
+from d2l_ext.workers import Part, Workers
 
 nd, gluon, nn, autograd, init = mx.nd, mx.gluon, mx.gluon.nn, mx.autograd, mx.init
 CPU = mx.cpu()

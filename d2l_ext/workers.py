@@ -1,0 +1,256 @@
+"""The processes that train together: how they join, what part of a batch each takes, and sums.
+
+MXNet is imported in functions only, after DMLC_ROLE is settled.
+"""
+import atexit
+import contextlib
+import os
+import pathlib
+import sys
+import tempfile
+
+import numpy as np
+
+from .server import STARTED_BY, Watchdog, serve_if_asked, settle
+
+KVSTORES = ('dist_sync', 'dist_device_sync')
+
+
+class Workers:
+    """The processes that train together; by default this one alone.
+
+    Attributes
+    ----------
+    rank : int
+        Number of this process among them, from 0.
+    number : int
+        How many they are.
+    kv : mxnet.kvstore.KVStore or None
+        Joins them.
+    """
+
+    def __init__(self, kv=None):
+        self.kv = kv
+        self.rank, self.number = (kv.rank, kv.num_workers) if kv else (0, 1)
+        self._keys = {}
+
+    def part(self, batches):
+        """Return this worker's :class:`Part` of batches that all workers draw alike."""
+        return Part(batches, self.rank, self.number)
+
+    def sum(self, values):
+        """Return the sum over all workers of arrays of one shape, to float32's precision."""
+        values = np.asarray(values, 'float64')
+        if self.kv is None:
+            return values
+        from mxnet import nd
+        total = nd.array(values.reshape(-1))
+        if total.size not in self._keys:
+            # Gluon's trainer has the keys from 0.
+            self._keys[total.size] = 1 << 20 | len(self._keys)
+            self.kv.init(self._keys[total.size], nd.zeros(total.size))
+        self.kv.pushpull(self._keys[total.size], total)
+        return total.asnumpy().reshape(values.shape).astype('float64')
+
+    def from_leader(self, values):
+        """Return, exactly, the numbers that rank 0 passes; the others pass as many of any value."""
+        values = np.asarray(values, 'float64')
+        if self.kv is None:
+            return values
+        content = np.frombuffer(values.tobytes(), 'uint8') * (self.rank == 0)  # float32 holds these
+        content = self.sum(content).astype('uint8')
+        return np.frombuffer(content.tobytes(), 'float64').reshape(values.shape)
+
+    def check_alike(self, **numbers):
+        """Raise a ValueError unless all workers pass the same numbers."""
+        leader = self.from_leader(list(numbers.values()))
+        for (name, here), there in zip(numbers.items(), leader):
+            if here != there:
+                raise ValueError(f'{name} is {here:.0f} on worker {self.rank} but {there:.0f} on '
+                                 'rank 0: all workers must have the same data and arguments')
+
+    def make_sendable(self, params):
+        """Put parameters into MXNet's own layout.
+
+        Inference leaves weights in one of oneDNN's, which the parameter server refuses.
+        """
+        if self.kv is not None:
+            from mxnet import nd
+            for array in (array for param in params for array in param.list_data()):
+                copy = nd.array(array.asnumpy(), array.context, array.dtype)
+                nd._internal._mul_scalar(copy, scalar=1, out=array)  # this keeps no other layout
+
+    @contextlib.contextmanager
+    def open_checkpoint(self, path):
+        """Give the path of a copy of the leader's file `path`, or None if there is none.
+
+        Raises
+        ------
+        ValueError
+            If another worker has such a file but the leader, rank 0, has none.
+        """
+        if self.kv is None or path is None:
+            yield path if path is not None and path.exists() else None
+            return
+        content = np.fromfile(path, 'uint8') if path.exists() else np.zeros(0, 'uint8')
+        size, = self.from_leader([content.size])
+        others, = self.sum([path.exists()])
+        if not size:
+            if others:
+                raise ValueError(f'{path} exists on some machines but not on that of rank 0, '
+                                 'which may be another one each time: keep the checkpoint in a '
+                                 'folder that all machines share')
+            yield None
+            return
+        content = self.sum(content if self.rank == 0 else np.zeros(int(size)))
+        with tempfile.TemporaryDirectory() as folder:
+            copy = pathlib.Path(folder, path.name)
+            content.astype('uint8').tofile(copy)
+            yield copy
+
+
+class Part:
+    """One worker's part of every batch of `batches`, to iterate over as often as these.
+
+    Every worker draws the same order from NumPy's global generator, which must be seeded alike,
+    and takes its own, equally large slice of each batch; the first ones take one image more where
+    it does not come out even. So no image is used twice, all have the same number of batches, and
+    the batches are those of one process alone. Of ``Batches`` only that slice is read.
+
+    Parameters
+    ----------
+    batches : iterable
+        Of ``(X, y)``.
+    rank, number : int
+        Of this worker, and of all.
+
+    Attributes
+    ----------
+    counts : pair of int or None
+        Images of the current batch, on all workers and on this one; None if there is only one
+        worker. One that has none gets the first image of the batch nevertheless.
+    """
+
+    def __init__(self, batches, rank, number):
+        self.batches, self.rank, self.number = batches, rank, number
+        self.counts = None
+
+    def _mine(self, indices):
+        mine = np.array_split(indices, self.number)[self.rank]
+        self.counts = len(indices), len(mine)
+        return mine if len(mine) else indices[:1]
+
+    def __iter__(self):
+        from .data import Batches
+        batches = self.batches
+        if self.number == 1:
+            yield from batches
+        elif isinstance(batches, Batches):
+            number = len(batches.images)
+            order = np.random.permutation(number) if batches.shuffle else np.arange(number)
+            np.random.seed(np.random.randint(2**31) + self.rank)  # flips and shifts differ
+            for start in range(0, number, batches.batch_size):
+                mine = self._mine(order[start:start + batches.batch_size])
+                yield from batches._part(mine, shuffle=False)
+        else:
+            for X, y in batches:
+                mine = self._mine(np.arange(len(X)))
+                yield tuple(a[mine[0]:mine[-1] + 1] for a in (X, y))
+
+
+_job = None  # this process's Workers, once connected; a process can take part in one job only
+_unfinished = False
+
+
+def connect(kvstore):
+    """Join the workers of the job that a launcher started, and wait until all are there.
+
+    From then on, until :func:`finish`, the process ends with an error when another one dies.
+
+    Parameters
+    ----------
+    kvstore : {'dist_sync', 'dist_device_sync'}
+        How gradients are summed: on the CPU, or on the worker's GPUs first.
+
+    Returns
+    -------
+    Workers
+        In a worker; in the other roles this serves and exits.
+
+    Raises
+    ------
+    ValueError
+        If no launcher started this process, or another kvstore is asked for.
+    """
+    global _job, _unfinished
+    serve_if_asked()
+    if kvstore not in KVSTORES:
+        raise ValueError(f'kvstore must be one of {", ".join(KVSTORES)} on several machines, '
+                         f'not {kvstore!r}')
+    if os.environ.get('DMLC_ROLE') != 'worker':
+        raise ValueError(f'kvstore={kvstore!r} needs processes on several machines, started '
+                         f'together by the launcher, such as\n{STARTED_BY}')
+    if _job is None:
+        settle()
+        import mxnet as mx
+        watchdog = Watchdog()
+        kv = mx.kv.create(kvstore)
+        watchdog.watch(kv)
+        _job = Workers(kv)
+        atexit.register(_leave, watchdog)
+    elif _job.kv.type != kvstore:
+        raise ValueError(f'this process has joined with kvstore={_job.kv.type!r} and cannot '
+                         f'change to {kvstore!r}')
+    _unfinished = True
+    return _job
+
+
+def finish():
+    """Say that training has ended well, so that the process may wait for the others and exit."""
+    global _unfinished
+    _unfinished = False
+
+
+def _leave(watchdog):
+    """End this process's part in the job, when Python exits."""
+    import mxnet as mx
+    if _unfinished:  # the others must not wait for this one
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(1)
+    mx.nd.waitall()
+    _job.kv._barrier()  # while all are still watched
+    watchdog.stop()
+    # Now, while Python is whole; it would free the rest in any order.
+    handle, _job.kv.handle = _job.kv.handle, None
+    mx.base._LIB.MXKVStoreFree(handle)
+
+
+def workers_of(trainer):
+    """Return the :class:`Workers` that `trainer` trains with, and connect to them.
+
+    Optimizer states then stay with the workers, each of which updates its own copy of the
+    parameters with the sum of all gradients, so that rank 0 has all that a checkpoint needs.
+
+    Raises
+    ------
+    ValueError
+        If the trainer updates parameters elsewhere, or as :func:`connect`.
+    """
+    asked = trainer._kvstore_params
+    kvstore = getattr(asked['kvstore'], 'type', asked['kvstore'])
+    distributed = isinstance(kvstore, str) and 'dist' in kvstore
+    if not distributed and len(trainer._contexts or ()) < 2:
+        return Workers()
+    if asked['update_on_kvstore'] or trainer._update_on_kvstore:
+        raise ValueError('the trainer updates parameters in its kvstore, where no checkpoint '
+                         'reaches the states; make a new one with update_on_kvstore=False')
+    if asked['kvstore'] is None:
+        raise ValueError("kvstore=None sums up no gradients; make the trainer with kvstore='device'"
+                         ' for several devices')
+    asked['update_on_kvstore'] = False
+    if not distributed:
+        return Workers()
+    workers = connect(kvstore)
+    asked['kvstore'] = workers.kv
+    return workers
