@@ -6,7 +6,8 @@ import tarfile
 import numpy as np
 
 from .arguments import check_flag, check_int, check_path
-from .data import cannot_keep, check_published, download, find_files, is_published, make_batches
+from .batches import make_batches
+from .downloads import cannot_keep, check_published, download, find_files, is_published
 from .files import atomic_write
 
 CIFAR10_CLASSES = ('airplane', 'automobile', 'bird', 'cat', 'deer', 'dog', 'frog', 'horse',

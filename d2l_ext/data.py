@@ -1,29 +1,14 @@
-"""Fashion-MNIST, the embedded digits, and batches of these and of other images."""
+"""Fashion-MNIST and the embedded digits, found and read."""
 import collections.abc
-import copy
 import gzip
-import os
-import pathlib
 import struct
 import zlib
 
 import numpy as np
-import pooch
-from numpy.lib.stride_tricks import sliding_window_view
 
-from .arguments import (
-    check_flag,
-    check_int,
-    check_number,
-    check_path,
-    check_type,
-    refusal,
-)
-from .devices import check_ctx, mx, try_gpu
-from .files import atomic_write
-from .progress import progress_bar
-
-nd = mx.nd
+from .arguments import check_flag, check_int, check_path, check_type
+from .batches import make_batches
+from .downloads import check_published, download, find_files
 
 FASHION_MNIST_CLASSES = ('t-shirt', 'trouser', 'pullover', 'dress', 'coat',
                          'sandal', 'shirt', 'sneaker', 'bag', 'ankle boot')
@@ -50,232 +35,6 @@ FASHION_MNIST_MIRRORS = (
     ('https://apache-mxnet.s3-accelerate.dualstack.amazonaws.com/gluon/dataset/fashion-mnist/',
      'sha1'),
 )
-# Seconds without a byte before the next mirror is tried. A slow one is waited for while it sends.
-DOWNLOAD_TIMEOUT = 15
-
-
-_IMAGES = ('an array of uint8 of shape (number, height, width) or (number, channels, height, '
-           'width)')
-
-
-def _are_images(images):
-    return isinstance(images, np.ndarray) and images.ndim in (3, 4) and images.dtype == np.uint8
-
-
-class Batches:
-    """Batches of images held in memory, to iterate over as often as you like.
-
-    Yields ``(X, y)``: `X` float32 in [0, 1] of shape (batch, channels, height, width), `y` int32
-    of shape (batch,), both on `ctx`. The last batch may be smaller. All is done a whole batch at a
-    time: picking, flipping and shifting on bytes in NumPy, scaling, resizing and normalizing on
-    `ctx`; there are no worker processes. Order, flips and shifts are drawn anew in each pass from
-    NumPy's global generator, so ``numpy.random.seed`` repeats them.
-
-    Parameters
-    ----------
-    images : numpy.ndarray
-        uint8, shape (number, height, width) or (number, channels, height, width).
-    labels : numpy.ndarray
-        Whole numbers from 0, shape (number,).
-    batch_size : int
-        Images in a batch, at most `number`.
-    resize : int, optional
-        Height and width of the images handed out, in pixels; by default they keep their size.
-    shuffle : bool
-        Whether each pass has a new order.
-    ctx : mxnet.Context, optional
-        Device that `X` and `y` are made on; by default ``try_gpu()``.
-    max_value : int
-        The value in `images` that becomes 1.
-    name : str
-        What the set is called.
-    classes : sequence of str
-        Names of the classes, by label.
-    flip : bool
-        Whether each image, with probability 1/2, is mirrored left to right.
-    shift : int
-        Each image moves by up to so many of its own pixels (before `resize`) up or down and left
-        or right, all offsets being equally likely. What comes in is the image reflected at its
-        edge.
-    normalize : tuple of numpy.ndarray, optional
-        Mean and standard deviation, each of shape (channels,), in units of the scaled images:
-        `X` is then (X - mean) / deviation. :func:`channel_statistics` computes them.
-
-    Raises
-    ------
-    ValueError
-        If the arrays do not fit together or a number is out of range.
-    """
-
-    def __init__(self, images, labels, batch_size, resize=None, shuffle=False, ctx=None,
-                 max_value=255, name='', classes=(), flip=False, shift=0, normalize=None):
-        if not _are_images(images):
-            raise refusal('images', images, _IMAGES)
-        if (not isinstance(labels, np.ndarray) or labels.dtype.kind not in 'iu'
-                or labels.shape != images.shape[:1]):
-            raise refusal('labels', labels, f'whole numbers of shape ({len(images)},)')
-        check_type('classes', classes, collections.abc.Sequence, 'a sequence of names')
-        if classes and len(labels) and not 0 <= labels.min() <= labels.max() < len(classes):
-            raise ValueError(f'labels must be from 0 to {len(classes) - 1}, but they run from '
-                             f'{labels.min()} to {labels.max()}')
-        self.images, self.labels = images, labels
-        self.batch_size = check_int('batch_size', batch_size, 1, len(images))
-        self.resize = None if resize is None else check_int('resize', resize, 1)
-        self.shuffle = check_flag('shuffle', shuffle)
-        self.max_value = check_number('max_value', max_value, 0)
-        self.ctx = try_gpu() if ctx is None else check_ctx(ctx)
-        self.name, self.classes = name, tuple(classes)
-        self.flip = check_flag('flip', flip)
-        channels = images.shape[1] if images.ndim == 4 else 1
-        if normalize is not None and np.shape(normalize) != (2, channels):
-            raise refusal('normalize', normalize,
-                          f'mean and standard deviation, each of shape ({channels},)')
-        self.normalize = normalize
-        # An image can be reflected only so far.
-        self.shift = check_int('shift', shift, 0, min(images.shape[-2:]) - 1)
-
-    def __len__(self):
-        """Return the number of batches in a pass."""
-        return -(-len(self.images) // self.batch_size)
-
-    def __iter__(self):
-        number = len(self.images)
-        order = np.random.permutation(number) if self.shuffle else np.arange(number)
-        if self.normalize is not None:
-            mean, deviation = (nd.array(values, ctx=self.ctx).reshape((1, -1, 1, 1))
-                               for values in self.normalize)
-        for start in range(0, number, self.batch_size):
-            chosen = order[start:start + self.batch_size]
-            X = self.images[chosen]
-            X = _flip_and_shift(X.reshape(len(X), -1, *X.shape[-2:]), self.flip, self.shift)
-            X = nd.array(X, ctx=self.ctx, dtype='uint8').astype('float32') / self.max_value
-            if self.resize is not None and X.shape[2:] != (self.resize, self.resize):
-                # Half-pixel centres, as OpenCV and so the book's own transform has them.
-                X = nd.contrib.BilinearResize2D(X, height=self.resize, width=self.resize,
-                                                align_corners=False)
-            if self.normalize is not None:
-                X = (X - mean) / deviation
-            yield X, nd.array(self.labels[chosen], ctx=self.ctx, dtype='int32')
-
-    def _part(self, which, **changes):
-        """Return batches of the images that `which` picks, otherwise like these."""
-        part = copy.copy(self)
-        part.images, part.labels = self.images[which], self.labels[which]
-        part.batch_size = min(self.batch_size, len(part.images))
-        vars(part).update(changes)
-        return part
-
-    def take(self, number):
-        """Return batches of the first `number` images only, otherwise like these."""
-        return self._part(slice(check_int('number', number, 1, len(self.images))))
-
-    def hold_out(self, number, seed=0):
-        """Split the images once and for all: most to train on, `number` to choose settings by.
-
-        The test set then stays out of every choice. Each class is held out in proportion to its
-        images. Which images these are depends on `seed` and `number` alone; both parts keep the
-        order of the set, and the settings of these batches.
-
-        Parameters
-        ----------
-        number : int
-            Images held out, at least one for each class in the set.
-        seed : int
-            Another one makes another split.
-
-        Returns
-        -------
-        train_iter, val_iter : Batches
-            `val_iter` is neither shuffled, flipped nor shifted.
-
-        Raises
-        ------
-        ValueError
-            If a number is out of range or a class has a single image.
-        """
-        from sklearn.model_selection import train_test_split  # a second's import, needed here only
-
-        number_of_classes = len(np.unique(self.labels))
-        number = check_int('number', number, number_of_classes,
-                           len(self.images) - number_of_classes)
-        kept, held_out = train_test_split(
-            np.arange(len(self.images)), test_size=number, stratify=self.labels,
-            random_state=check_int('seed', seed, 0, 2**32 - 1))
-        return (self._part(np.sort(kept)),
-                self._part(np.sort(held_out), shuffle=False, flip=False, shift=0))
-
-
-def _flip_and_shift(images, flip, shift):
-    """Return uint8 images (number, channels, height, width), moved as ``Batches`` describes.
-
-    May alter `images`.
-
-    In NumPy: on bytes, this takes less time than the copy to the device that comes next, where
-    MXNet's own operators for an offset an image take several times as long.
-    """
-    if flip:
-        mirrored = np.random.rand(len(images)) < 0.5
-        images[mirrored] = images[mirrored, :, :, ::-1]
-    if shift:
-        padded = np.pad(images, ((0, 0), (0, 0), (shift, shift), (shift, shift)), 'reflect')
-        windows = sliding_window_view(padded, images.shape[2:], axis=(2, 3))  # no copy
-        rows, columns = np.random.randint(2 * shift + 1, size=(2, len(images)))
-        images = windows[np.arange(len(images)), :, rows, columns]
-    return images
-
-
-def channel_statistics(images, max_value=255):
-    """Return mean and standard deviation of each channel, for ``Batches(normalize=)``.
-
-    Parameters
-    ----------
-    images : numpy.ndarray
-        uint8, shape (number, height, width) or (number, channels, height, width).
-    max_value : int
-        The value that counts as 1.
-
-    Returns
-    -------
-    mean, deviation : numpy.ndarray
-        Shape (channels,), float64.
-
-    Raises
-    ------
-    ValueError
-        If all pixels of a channel are alike.
-    """
-    if not _are_images(images) or not images.size:
-        raise refusal('images', images, _IMAGES)
-    max_value = check_number('max_value', max_value, 0)
-    images = images.reshape(len(images), -1, *images.shape[-2:])
-    count = images[:, 0].size
-    # Exact sums, and no copy of the images in another type.
-    mean = np.einsum('nchw->c', images, dtype=np.int64) / count
-    deviation = np.sqrt(np.einsum('nchw,nchw->c', images, images, dtype=np.int64) / count - mean**2)
-    if not deviation.all():
-        raise ValueError('a channel whose pixels are all alike cannot be normalized')
-    return mean / max_value, deviation / max_value
-
-
-def make_batches(train, test, batch_size, *, flip, shift, normalize, **settings):
-    """Return training batches, shuffled, flipped and shifted, and test batches that are not.
-
-    Parameters
-    ----------
-    train, test : tuple of numpy.ndarray
-        Images and labels.
-    batch_size : int
-    flip, shift : bool, int
-        Of the training batches.
-    normalize : bool
-        Whether both are normalized, by the statistics of the training images.
-    **settings
-        Of both, as ``Batches`` has them.
-    """
-    if check_flag('normalize', normalize):
-        settings['normalize'] = channel_statistics(train[0], settings.get('max_value', 255))
-    return (Batches(*train, batch_size, shuffle=True, flip=flip, shift=shift, **settings),
-            Batches(*test, min(batch_size, len(test[0])), **settings))
 
 
 def known_hash(name, kind='md5'):
@@ -283,32 +42,10 @@ def known_hash(name, kind='md5'):
     return f"{kind}:{(FASHION_MNIST_MD5 if kind == 'md5' else FASHION_MNIST_SHA1)[name]}"
 
 
-def _fashion_mnist_hashes():
+def fashion_mnist_hashes():
+    """Return the known sums of each archive, as published and of MXNet's copy."""
     return {name: [known_hash(name, kind) for kind in ('md5', 'sha1')]
             for name in FASHION_MNIST_MD5}
-
-
-def has_hash(path, hashes):
-    """Return whether the sum of a file is one of `hashes`, each as pooch writes it."""
-    return any(f'{kind}:{pooch.file_hash(path, kind)}' in hashes
-               for kind in sorted({known.split(':')[0] for known in hashes}))
-
-
-def is_published(path, hashes=None):
-    """Return whether a file is the one of its name, as published or as MXNet has it.
-
-    `hashes` is a dictionary of the known sums by file name; by default that of Fashion-MNIST.
-    """
-    return has_hash(path, (_fashion_mnist_hashes() if hashes is None else hashes)[path.name])
-
-
-def check_published(path, hashes=None):
-    """Raise a ValueError that names the fix unless a file :func:`is_published`."""
-    if not is_published(path, hashes):
-        raise ValueError(
-            f'{path} is not the published file (its checksum differs): damaged, incomplete or '
-            'swapped with another. Remove it or fetch it again; for a copy that differs on '
-            'purpose pass verify=False')
 
 
 def _read_idx(path, num_dimensions):
@@ -345,61 +82,13 @@ def _read_fashion_mnist(folder, split, verify):
             raise FileNotFoundError(f'{path} is missing. Put the four Fashion-MNIST archives '
                                     'there, or leave root out to have them downloaded')
         if verify:
-            check_published(path)
+            check_published(path, fashion_mnist_hashes())
         arrays.append(_read_idx(path, num_dimensions))
     images, labels = arrays
     if not len(images) or images.shape != (len(labels), 28, 28):
         raise ValueError(f'{folder}: the {split} archives must hold 28x28 images and as many '
                          f'labels, not arrays of shape {images.shape} and {labels.shape}')
     return arrays
-
-
-def data_folders(folder_name):
-    """Return the folders searched for a data set; a download goes into the first.
-
-    `folder_name` in the folder that D2L_EXT_DATA names, if it is set, then in MXNet's own cache.
-    """
-    own = os.environ.get('D2L_EXT_DATA')
-    return [*([pathlib.Path(own) / folder_name] if own else []),
-            pathlib.Path(mx.base.data_dir()) / 'datasets' / folder_name]
-
-
-def find_files(folder_name, names, hashes, fetch):
-    """Return a folder that holds published files; fetch them if no known folder does.
-
-    Parameters
-    ----------
-    folder_name : str
-        Of :func:`data_folders`.
-    names : sequence of str
-        Files that must be there.
-    hashes : dict
-        Known sums, as pooch writes them, of these files and of others that `fetch` makes.
-    fetch : callable
-        ``fetch(names, folder)`` brings the named files.
-
-    Raises
-    ------
-    ValueError
-        If some of the files are in D2L_EXT_DATA's folder, and one is not the published one. It is
-        left as it is. If all are there, whoever reads them checks them.
-    """
-    folders = data_folders(folder_name)
-    folder, cache = folders[0], folders[-1]
-    if len(folders) > 1:
-        if all((folder / name).is_file() for name in names):
-            return folder
-        for name in hashes:  # what the reader put there is never replaced
-            if (folder / name).is_file():
-                check_published(folder / name, hashes)
-
-    def present(path):
-        return path.is_file() and is_published(path, hashes)
-
-    if all(present(cache / name) for name in names):
-        return cache
-    fetch([name for name in names if not present(folder / name)], folder)
-    return folder
 
 
 def find_fashion_mnist():
@@ -412,59 +101,7 @@ def find_fashion_mnist():
                      'to the folder whose fashion-mnist/ holds them. load_data_digits() needs no '
                      'download.')
 
-    return find_files('fashion-mnist', FASHION_MNIST_MD5, _fashion_mnist_hashes(), fetch)
-
-
-def download(name, folder, mirrors, title, advice):
-    """Fetch one file into `folder` from the first mirror that has it, whole or not at all.
-
-    Parameters
-    ----------
-    name : str
-        Of the file.
-    folder : pathlib.Path
-    mirrors : sequence of tuple
-        Address, to which `name` is added, and known sum.
-    title : str
-        Of the data set.
-    advice : str
-        What else the reader can do; ``{folder}`` in it stands for `folder`.
-
-    Raises
-    ------
-    OSError
-        If no mirror has the file or it cannot be kept.
-    """
-    import requests  # a tenth of a second, needed here only
-
-    failures = []
-    for mirror, known in mirrors:
-        try:
-            # pooch sets the total of the bar; with None it fails. Its retrieve() would hide the
-            # archive from other users, and what it had begun when killed would stay for good.
-            with progress_bar(1, 'B', name) as bar, atomic_write(folder / name) as file:
-                downloader = pooch.HTTPDownloader(progressbar=bar, timeout=DOWNLOAD_TIMEOUT,
-                                                  chunk_size=1 << 16)
-                downloader(mirror + name, file, None)
-                file.flush()
-                if not has_hash(file.name, [known]):
-                    raise ValueError('wrong checksum')
-            return
-        except requests.RequestException as error:
-            failures.append(f'  {mirror}: {type(error).__name__}')
-        except ValueError as error:
-            failures.append(f'  {mirror}: {error}')
-        except OSError as error:
-            raise cannot_keep(name, folder, error) from None
-    raise OSError(f'{title} is not on this machine and {name} could not be downloaded:\n'
-                  + '\n'.join(failures) + '\nConnect to the network and try again, or '
-                  + advice.format(folder=folder))
-
-
-def cannot_keep(name, folder, error):
-    """Return the OSError that tells what to do when a file cannot be written."""
-    return OSError(f'{name} cannot be kept in {folder}: {error}. Make room there, or set '
-                   'D2L_EXT_DATA to a folder that can be written')
+    return find_files('fashion-mnist', FASHION_MNIST_MD5, fashion_mnist_hashes(), fetch)
 
 
 def load_data_fashion_mnist(batch_size, resize=None, root=None, *, verify=True, flip=False,

@@ -124,12 +124,14 @@ def _try_training(devices, problems):
 
 def _find_data(data, problems):
     """Return what a row says of Fashion-MNIST: where it is, or where a download would put it."""
-    folders = data.data_folders('fashion-mnist')
+    from .downloads import data_folders, is_published  # which import MXNet
+
+    folders, hashes = data_folders('fashion-mnist'), data.fashion_mnist_hashes()
     for folder in folders:
-        paths = [folder / name for name in data.FASHION_MNIST_MD5]
+        paths = [folder / name for name in hashes]
         if not all(path.is_file() for path in paths):
             continue
-        damaged = [path.name for path in paths if not data.is_published(path)]
+        damaged = [path.name for path in paths if not is_published(path, hashes)]
         if not damaged:
             return f'Fashion-MNIST in {folder}'
         if folder != folders[-1]:  # in MXNet's cache d2l_ext replaces them itself

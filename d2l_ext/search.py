@@ -26,7 +26,7 @@ from optuna.trial import TrialState
 
 from .__main__ import add_options, load
 from .arguments import check_choice, check_int, check_keys, check_number, check_type, refusal
-from .data import Batches
+from .batches import Batches
 from .devices import check_ctx, mx, resolve_precision, try_gpu
 from .nets import INITS, check_input, check_net, nin
 from .records import cache_folder

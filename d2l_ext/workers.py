@@ -141,7 +141,7 @@ class Part:
         return mine if len(mine) else indices[:1]
 
     def __iter__(self):
-        from .data import Batches
+        from .batches import Batches
         batches = self.batches
         if self.number == 1:
             yield from batches

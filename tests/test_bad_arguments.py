@@ -13,7 +13,7 @@ from matplotlib import pyplot as plt
 
 import d2l_ext
 from d2l_ext import checkpoints, cifar10, data, lr_finder, records, resources
-from d2l_ext.data import Batches
+from d2l_ext.batches import Batches
 from d2l_ext.devices import mx
 
 nd, gluon, nn, CPU = mx.nd, mx.gluon, mx.gluon.nn, mx.cpu()
@@ -253,15 +253,15 @@ CASES = {
     'checkpoints.read_history': Case(lambda folder: {'path': checkpoint(folder)['path']}, path()),
     # --- data ---
     'cifar10.load_data_cifar10': Case(cifar10_files, LOADER + FILES),
-    'data.Batches': Case(
+    'batches.Batches': Case(
         lambda folder: {'images': np.zeros((4, 4, 4), np.uint8), 'labels': np.zeros(4, int),
                         'batch_size': 2, 'ctx': CPU, 'classes': 'ab'}, BATCHES, free=('name',)),
-    'data.Batches.take': Case(lambda folder: {'self': images(), 'number': 2},
+    'batches.Batches.take': Case(lambda folder: {'self': images(), 'number': 2},
                               whole('number', 1, 4)),
-    'data.Batches.hold_out': Case(
+    'batches.Batches.hold_out': Case(
         lambda folder: {'self': images(), 'number': 2},
         [*unexpected('number', 'whole number from', 1, 99, '2', 2.5, None), *SEEDS]),
-    'data.channel_statistics': Case(
+    'batches.channel_statistics': Case(
         lambda folder: {'images': images().images},
         [*unexpected('images', IMAGES, [[0]], np.zeros((4, 4, 4)), np.zeros((0, 4, 4), np.uint8)),
          *number('max_value', 'above 0', 0, -1)]),
@@ -480,8 +480,9 @@ INTERNAL = {
     'distributed': None,
     'server': None,
     'workers': None,
-    'data': ('cannot_keep', 'check_published', 'data_folders', 'download', 'find_files',
-             'find_fashion_mnist', 'has_hash', 'is_published', 'known_hash', 'make_batches'),
+    'batches': ('make_batches',),
+    'data': ('find_fashion_mnist', 'known_hash'),
+    'downloads': None,  # of files that are known: test_data.py, test_faults_download.py
     'lr_finder': ('RangeTest',),
     'progress': ('progress_bar',),
     'resources': ('Row', 'Summary'),

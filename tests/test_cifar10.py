@@ -10,7 +10,8 @@ import pytest
 from conftest import content, copy
 
 import d2l_ext
-from d2l_ext import cifar10, data
+from d2l_ext import cifar10, downloads
+from d2l_ext.batches import channel_statistics
 from d2l_ext.devices import mx
 
 CPU = mx.cpu()
@@ -196,7 +197,7 @@ def test_arguments_out_of_range(official, name, value):
 def test_the_real_files():
     train, test = d2l_ext.load_data_cifar10(128, REAL, verify=False, ctx=CPU)
     assert np.bincount(train.labels, minlength=10).min() > 4800
-    mean, deviation = d2l_ext.data.channel_statistics(train.images)
+    mean, deviation = channel_statistics(train.images)
     # Well known, of the official files.
     np.testing.assert_allclose(mean, [0.4914, 0.4822, 0.4465], atol=1e-3)
     np.testing.assert_allclose(deviation, [0.2470, 0.2435, 0.2616], atol=1e-3)
@@ -280,7 +281,7 @@ def test_each_file_is_checked_once_and_an_archive_beside_them_not_at_all(isolate
     (folder / cifar10.CIFAR10_ARCHIVE).write_bytes(b'mine')
     monkeypatch.setenv('D2L_EXT_DATA', str(isolated / 'data'))
     checked, check = [], cifar10.check_published
-    for module in (cifar10, data):
+    for module in (cifar10, downloads):
         monkeypatch.setattr(module, 'check_published', lambda path, hashes: checked.append(
             path.name) or check(path, hashes))
     load()

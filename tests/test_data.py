@@ -13,8 +13,8 @@ import tqdm
 from conftest import content, copy, idx, mxnet_cache, write_archives
 
 import d2l_ext
-from d2l_ext import data, records
-from d2l_ext.data import Batches
+from d2l_ext import data, downloads, records
+from d2l_ext.batches import Batches, channel_statistics
 from d2l_ext.devices import mx
 
 CPU = mx.cpu()
@@ -242,7 +242,7 @@ def test_progress_bar_of_a_download(published, mirrors, monkeypatch):
         bars.append(tqdm.tqdm(total=total, unit=unit, desc=description, file=io.StringIO()))
         return bars[-1]
 
-    monkeypatch.setattr(data, 'progress_bar', bar)
+    monkeypatch.setattr(downloads, 'progress_bar', bar)
     monkeypatch.setattr(data, 'FASHION_MNIST_MIRRORS', ((mirrors.url('published'), 'md5'),))
     d2l_ext.load_data_fashion_mnist(8, ctx=CPU)
     assert [bar.desc.rstrip(': ') for bar in bars] == list(data.FASHION_MNIST_MD5)
@@ -468,7 +468,7 @@ def test_flips_and_shifts_are_new_in_each_pass_and_repeat_with_the_seed():
 
 @pytest.mark.parametrize('max_value', [255, 16])
 def test_normalization(max_value):
-    statistics = data.channel_statistics(RANDOM, max_value)
+    statistics = channel_statistics(RANDOM, max_value)
     np.testing.assert_allclose(statistics[0], RANDOM.mean(axis=(0, 2, 3)) / max_value)
     np.testing.assert_allclose(statistics[1], RANDOM.std(axis=(0, 2, 3)) / max_value)
     X, _ = next(iter(Batches(RANDOM, LABELS, 40, max_value=max_value, normalize=statistics,
@@ -476,13 +476,13 @@ def test_normalization(max_value):
     assert X.dtype == np.float32
     np.testing.assert_allclose(X.asnumpy().mean(axis=(0, 2, 3)), 0, atol=1e-6)
     np.testing.assert_allclose(X.asnumpy().std(axis=(0, 2, 3)), 1, rtol=1e-5)
-    grey = data.channel_statistics(RANDOM[:, 0])
+    grey = channel_statistics(RANDOM[:, 0])
     assert [values.shape for values in grey] == [(1,), (1,)]
 
 
 def test_the_test_set_is_normalized_as_the_training_set(published):
     loaded = d2l_ext.load_data_fashion_mnist(20, root=published, normalize=True, ctx=CPU)
-    mean, deviation = (values.item() for values in data.channel_statistics(loaded[0].images))
+    mean, deviation = (values.item() for values in channel_statistics(loaded[0].images))
     for data_iter in loaded:
         X, y = next(iter(data_iter))
         expected = (data_iter.images[:, None] / 255 - mean) / deviation
@@ -521,7 +521,7 @@ def test_a_blank_channel_cannot_be_normalized():
     blank = RANDOM.copy()
     blank[:, 2] = 7
     with pytest.raises(ValueError, match='channel whose pixels are all alike'):
-        data.channel_statistics(blank)
+        channel_statistics(blank)
 
 
 # --- holding out ---

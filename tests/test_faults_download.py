@@ -19,7 +19,7 @@ import pytest
 from conftest import content, full_disk, mxnet_cache, write_archives
 
 import d2l_ext
-from d2l_ext import data
+from d2l_ext import data, downloads
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 FIRST = next(iter(data.FASHION_MNIST_MD5))  # that is fetched first
@@ -146,7 +146,7 @@ def test_a_mirror_that_fails(published, mirrors, use, cache, faults, fault):
 
 
 def test_a_mirror_that_stops_answering(published, mirrors, use, cache, faults, monkeypatch):
-    monkeypatch.setattr(data, 'DOWNLOAD_TIMEOUT', 1)
+    monkeypatch.setattr(downloads, 'DOWNLOAD_TIMEOUT', 1)
     whole = answer((published / FIRST).read_bytes())
     stages = {'at-once': 0, 'in-the-header': 20, 'half-way': HALF}
     for name, size in stages.items():
@@ -172,7 +172,7 @@ def test_a_mirror_that_stops_answering(published, mirrors, use, cache, faults, m
 
 def test_a_slow_mirror_is_waited_for_while_it_sends(published, mirrors, use, cache, faults,
                                                     monkeypatch):
-    monkeypatch.setattr(data, 'DOWNLOAD_TIMEOUT', 1.5)
+    monkeypatch.setattr(downloads, 'DOWNLOAD_TIMEOUT', 1.5)
 
     def trickle(handler):
         whole = answer((published / handler.path.split('/')[-1]).read_bytes())

@@ -9,7 +9,7 @@ import pytest
 
 import d2l_ext
 from d2l_ext import lr_finder, plotting
-from d2l_ext.data import Batches
+from d2l_ext.batches import Batches
 from d2l_ext.devices import mx
 from d2l_ext.lr_finder import RangeTest, range_test
 

@@ -5,7 +5,7 @@ from matplotlib import pyplot as plt
 
 import d2l_ext
 from d2l_ext import plotting
-from d2l_ext.data import Batches
+from d2l_ext.batches import Batches
 from d2l_ext.devices import mx
 
 

@@ -13,6 +13,7 @@ import pytest
 
 import d2l_ext
 from d2l_ext import data, search
+from d2l_ext.batches import Batches
 from d2l_ext.devices import mx
 from d2l_ext.nets import INITS
 from d2l_ext.search import make_trainer, trial_table, tune
@@ -329,7 +330,7 @@ def test_two_processes_share_a_study(tmp_path):
 
 # --- the command line ---
 
-class Untouchable(data.Batches):
+class Untouchable(Batches):
     """A test set that nobody may look at."""
 
     def __iter__(self):

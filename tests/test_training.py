@@ -7,7 +7,7 @@ import pytest
 
 import d2l_ext
 from d2l_ext import training
-from d2l_ext.data import Batches
+from d2l_ext.batches import Batches
 from d2l_ext.devices import has_bfloat16, mx
 from d2l_ext.progress import progress_bar
 from d2l_ext.workers import Part, Workers

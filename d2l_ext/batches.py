@@ -1,0 +1,234 @@
+"""Batches of images held in memory."""
+import collections.abc
+import copy
+
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
+
+from .arguments import check_flag, check_int, check_number, check_type, refusal
+from .devices import check_ctx, mx, try_gpu
+
+nd = mx.nd
+
+_IMAGES = ('an array of uint8 of shape (number, height, width) or (number, channels, height, '
+           'width)')
+
+
+def _are_images(images):
+    return isinstance(images, np.ndarray) and images.ndim in (3, 4) and images.dtype == np.uint8
+
+
+class Batches:
+    """Batches of images held in memory, to iterate over as often as you like.
+
+    Yields ``(X, y)``: `X` float32 in [0, 1] of shape (batch, channels, height, width), `y` int32
+    of shape (batch,), both on `ctx`. The last batch may be smaller. All is done a whole batch at a
+    time: picking, flipping and shifting on bytes in NumPy, scaling, resizing and normalizing on
+    `ctx`; there are no worker processes. Order, flips and shifts are drawn anew in each pass from
+    NumPy's global generator, so ``numpy.random.seed`` repeats them.
+
+    Parameters
+    ----------
+    images : numpy.ndarray
+        uint8, shape (number, height, width) or (number, channels, height, width).
+    labels : numpy.ndarray
+        Whole numbers from 0, shape (number,).
+    batch_size : int
+        Images in a batch, at most `number`.
+    resize : int, optional
+        Height and width of the images handed out, in pixels; by default they keep their size.
+    shuffle : bool
+        Whether each pass has a new order.
+    ctx : mxnet.Context, optional
+        Device that `X` and `y` are made on; by default ``try_gpu()``.
+    max_value : int
+        The value in `images` that becomes 1.
+    name : str
+        What the set is called.
+    classes : sequence of str
+        Names of the classes, by label.
+    flip : bool
+        Whether each image, with probability 1/2, is mirrored left to right.
+    shift : int
+        Each image moves by up to so many of its own pixels (before `resize`) up or down and left
+        or right, all offsets being equally likely. What comes in is the image reflected at its
+        edge.
+    normalize : tuple of numpy.ndarray, optional
+        Mean and standard deviation, each of shape (channels,), in units of the scaled images:
+        `X` is then (X - mean) / deviation. :func:`channel_statistics` computes them.
+
+    Raises
+    ------
+    ValueError
+        If the arrays do not fit together or a number is out of range.
+    """
+
+    def __init__(self, images, labels, batch_size, resize=None, shuffle=False, ctx=None,
+                 max_value=255, name='', classes=(), flip=False, shift=0, normalize=None):
+        if not _are_images(images):
+            raise refusal('images', images, _IMAGES)
+        if (not isinstance(labels, np.ndarray) or labels.dtype.kind not in 'iu'
+                or labels.shape != images.shape[:1]):
+            raise refusal('labels', labels, f'whole numbers of shape ({len(images)},)')
+        check_type('classes', classes, collections.abc.Sequence, 'a sequence of names')
+        if classes and len(labels) and not 0 <= labels.min() <= labels.max() < len(classes):
+            raise ValueError(f'labels must be from 0 to {len(classes) - 1}, but they run from '
+                             f'{labels.min()} to {labels.max()}')
+        self.images, self.labels = images, labels
+        self.batch_size = check_int('batch_size', batch_size, 1, len(images))
+        self.resize = None if resize is None else check_int('resize', resize, 1)
+        self.shuffle = check_flag('shuffle', shuffle)
+        self.max_value = check_number('max_value', max_value, 0)
+        self.ctx = try_gpu() if ctx is None else check_ctx(ctx)
+        self.name, self.classes = name, tuple(classes)
+        self.flip = check_flag('flip', flip)
+        channels = images.shape[1] if images.ndim == 4 else 1
+        if normalize is not None and np.shape(normalize) != (2, channels):
+            raise refusal('normalize', normalize,
+                          f'mean and standard deviation, each of shape ({channels},)')
+        self.normalize = normalize
+        # An image can be reflected only so far.
+        self.shift = check_int('shift', shift, 0, min(images.shape[-2:]) - 1)
+
+    def __len__(self):
+        """Return the number of batches in a pass."""
+        return -(-len(self.images) // self.batch_size)
+
+    def __iter__(self):
+        number = len(self.images)
+        order = np.random.permutation(number) if self.shuffle else np.arange(number)
+        if self.normalize is not None:
+            mean, deviation = (nd.array(values, ctx=self.ctx).reshape((1, -1, 1, 1))
+                               for values in self.normalize)
+        for start in range(0, number, self.batch_size):
+            chosen = order[start:start + self.batch_size]
+            X = self.images[chosen]
+            X = _flip_and_shift(X.reshape(len(X), -1, *X.shape[-2:]), self.flip, self.shift)
+            X = nd.array(X, ctx=self.ctx, dtype='uint8').astype('float32') / self.max_value
+            if self.resize is not None and X.shape[2:] != (self.resize, self.resize):
+                # Half-pixel centres, as OpenCV and so the book's own transform has them.
+                X = nd.contrib.BilinearResize2D(X, height=self.resize, width=self.resize,
+                                                align_corners=False)
+            if self.normalize is not None:
+                X = (X - mean) / deviation
+            yield X, nd.array(self.labels[chosen], ctx=self.ctx, dtype='int32')
+
+    def _part(self, which, **changes):
+        """Return batches of the images that `which` picks, otherwise like these."""
+        part = copy.copy(self)
+        part.images, part.labels = self.images[which], self.labels[which]
+        part.batch_size = min(self.batch_size, len(part.images))
+        vars(part).update(changes)
+        return part
+
+    def take(self, number):
+        """Return batches of the first `number` images only, otherwise like these."""
+        return self._part(slice(check_int('number', number, 1, len(self.images))))
+
+    def hold_out(self, number, seed=0):
+        """Split the images once and for all: most to train on, `number` to choose settings by.
+
+        The test set then stays out of every choice. Each class is held out in proportion to its
+        images. Which images these are depends on `seed` and `number` alone; both parts keep the
+        order of the set, and the settings of these batches.
+
+        Parameters
+        ----------
+        number : int
+            Images held out, at least one for each class in the set.
+        seed : int
+            Another one makes another split.
+
+        Returns
+        -------
+        train_iter, val_iter : Batches
+            `val_iter` is neither shuffled, flipped nor shifted.
+
+        Raises
+        ------
+        ValueError
+            If a number is out of range or a class has a single image.
+        """
+        from sklearn.model_selection import train_test_split  # a second's import, needed here only
+
+        number_of_classes = len(np.unique(self.labels))
+        number = check_int('number', number, number_of_classes,
+                           len(self.images) - number_of_classes)
+        kept, held_out = train_test_split(
+            np.arange(len(self.images)), test_size=number, stratify=self.labels,
+            random_state=check_int('seed', seed, 0, 2**32 - 1))
+        return (self._part(np.sort(kept)),
+                self._part(np.sort(held_out), shuffle=False, flip=False, shift=0))
+
+
+def _flip_and_shift(images, flip, shift):
+    """Return uint8 images (number, channels, height, width), moved as ``Batches`` describes.
+
+    May alter `images`.
+
+    In NumPy: on bytes, this takes less time than the copy to the device that comes next, where
+    MXNet's own operators for an offset an image take several times as long.
+    """
+    if flip:
+        mirrored = np.random.rand(len(images)) < 0.5
+        images[mirrored] = images[mirrored, :, :, ::-1]
+    if shift:
+        padded = np.pad(images, ((0, 0), (0, 0), (shift, shift), (shift, shift)), 'reflect')
+        windows = sliding_window_view(padded, images.shape[2:], axis=(2, 3))  # no copy
+        rows, columns = np.random.randint(2 * shift + 1, size=(2, len(images)))
+        images = windows[np.arange(len(images)), :, rows, columns]
+    return images
+
+
+def channel_statistics(images, max_value=255):
+    """Return mean and standard deviation of each channel, for ``Batches(normalize=)``.
+
+    Parameters
+    ----------
+    images : numpy.ndarray
+        uint8, shape (number, height, width) or (number, channels, height, width).
+    max_value : int
+        The value that counts as 1.
+
+    Returns
+    -------
+    mean, deviation : numpy.ndarray
+        Shape (channels,), float64.
+
+    Raises
+    ------
+    ValueError
+        If all pixels of a channel are alike.
+    """
+    if not _are_images(images) or not images.size:
+        raise refusal('images', images, _IMAGES)
+    max_value = check_number('max_value', max_value, 0)
+    images = images.reshape(len(images), -1, *images.shape[-2:])
+    count = images[:, 0].size
+    # Exact sums, and no copy of the images in another type.
+    mean = np.einsum('nchw->c', images, dtype=np.int64) / count
+    deviation = np.sqrt(np.einsum('nchw,nchw->c', images, images, dtype=np.int64) / count - mean**2)
+    if not deviation.all():
+        raise ValueError('a channel whose pixels are all alike cannot be normalized')
+    return mean / max_value, deviation / max_value
+
+
+def make_batches(train, test, batch_size, *, flip, shift, normalize, **settings):
+    """Return training batches, shuffled, flipped and shifted, and test batches that are not.
+
+    Parameters
+    ----------
+    train, test : tuple of numpy.ndarray
+        Images and labels.
+    batch_size : int
+    flip, shift : bool, int
+        Of the training batches.
+    normalize : bool
+        Whether both are normalized, by the statistics of the training images.
+    **settings
+        Of both, as ``Batches`` has them.
+    """
+    if check_flag('normalize', normalize):
+        settings['normalize'] = channel_statistics(train[0], settings.get('max_value', 255))
+    return (Batches(*train, batch_size, shuffle=True, flip=flip, shift=shift, **settings),
+            Batches(*test, min(batch_size, len(test[0])), **settings))
