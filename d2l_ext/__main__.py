@@ -12,10 +12,11 @@ if __name__ == '__main__' and '--diagnose' in sys.argv:  # it works where MXNet 
 from . import data
 from .checkpoints import read_history
 from .devices import PRECISIONS, mx, processor, resolve_precision, try_gpu
-from .nets import INITS, check_input, nin
+from .graphs import check_input, compiled
+from .nets import INITS, nin
 from .records import checkpoint_path
 from .threads import num_threads
-from .training import compiled, train_ch5
+from .training import train_ch5
 from .workers import KVSTORES, Workers, connect
 
 # Epoch, loss, train acc, test acc as section 7.3 prints them, trained on one GPU.

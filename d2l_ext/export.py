@@ -8,7 +8,7 @@ import numpy as np
 from .arguments import check_path
 from .devices import mx
 from .files import atomic_write
-from .nets import trace
+from .graphs import trace
 from .resources import summary
 
 _OPSET = 13  # the newest operators that MXNet 1.9.1's exporter writes

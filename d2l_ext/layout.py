@@ -33,7 +33,7 @@ def channels_last(graph):
     Parameters
     ----------
     graph : mxnet.symbol.Symbol
-        As :func:`d2l_ext.nets.trace` returns it.
+        As :func:`d2l_ext.graphs.trace` returns it.
 
     Returns
     -------
@@ -44,7 +44,7 @@ def channels_last(graph):
     ValueError
         If `graph` is no symbol.
     """
-    check_type('graph', graph, mx.sym.Symbol, 'a symbol, such as nets.trace(net)')
+    check_type('graph', graph, mx.sym.Symbol, 'a symbol, such as graphs.trace(net)')
     old = json.loads(graph.tojson(remove_amp_cast=False))
     if any('BatchNorm' in node['op'] for node in old['nodes']):
         return graph

@@ -20,7 +20,7 @@ import numpy as np
 from . import training
 from .arguments import check_int, check_number
 from .devices import mx, resolve_precision
-from .nets import check_initialized, check_trainer
+from .graphs import check_initialized, check_trainer, compiled
 from .plotting import COLORS, check_axes, plt
 from .progress import progress_bar
 
@@ -263,7 +263,7 @@ def range_test(net, train_iter, trainer, ctx, lr_min=1e-5, lr_max=1.0, num_steps
     mean, zeros, stopped = 0., 0, 'end'
     with _untouched(params), \
             progress_bar(num_steps, ' steps', 'learning rate range test') as bar:
-        forward = training.compiled(net, precision)
+        forward = compiled(net, precision)
         stand_in = _stand_in(trainer, precision == 'float16' and forward is not net)
         rates = np.geomspace(lr_min, lr_max, num_steps).tolist()
         batches = training._checked(net, ctx, 'train_iter', _cycle(train_iter, seed))

@@ -24,7 +24,7 @@ import pandas as pd
 
 from .arguments import check_choice, check_int, check_shape
 from .devices import mx
-from .nets import check_net
+from .graphs import check_net
 
 gluon = mx.gluon
 

@@ -28,7 +28,8 @@ from .__main__ import add_options, load
 from .arguments import check_choice, check_int, check_keys, check_number, check_type, refusal
 from .batches import Batches
 from .devices import check_ctx, mx, resolve_precision, try_gpu
-from .nets import INITS, check_input, check_net, nin
+from .graphs import check_input, check_net
+from .nets import INITS, nin
 from .records import cache_folder
 from .training import train_ch5
 

@@ -10,7 +10,6 @@ import zlib
 import numpy as np
 
 from .arguments import (
-    check_choice,
     check_flag,
     check_int,
     check_keys,
@@ -19,10 +18,8 @@ from .arguments import (
     refusal,
 )
 from .checkpoints import load_checkpoint, save_checkpoint
-from .cuda import has_tensor_cores
-from .devices import PRECISIONS, check_devices, mx, resolve_precision
-from .layout import channels_last
-from .nets import check_initialized, check_input, check_trainer, trace
+from .devices import check_devices, mx, resolve_precision
+from .graphs import check_initialized, check_input, check_trainer, compiled
 from .progress import progress_bar
 from .threads import threads_note
 from .workers import finish, workers_of
@@ -44,38 +41,6 @@ ln {classes} = {loss:.6f} and every gradient is 0. All outputs of the last ReLU 
 once, and plain SGD cannot bring them back: the rest of this run will stay as it is. Cures: \
 another seed, net.initialize(init.MSRAPrelu(slope=0)), a smaller learning rate, or no ReLU before \
 the last pooling."""
-
-
-def compiled(net, precision='float32'):
-    """Return a faster function that computes what `net` computes, on the same parameters.
-
-    The layers become one graph with fixed memory; in bfloat16 or float16, convolutions and dense
-    layers compute in that while parameters, gradients and the result stay float32. On GPUs with
-    tensor cores float16 also goes channels-last, see :mod:`d2l_ext.layout`. `net` itself is not
-    changed: called directly it still runs layer by layer in float32.
-
-    Parameters
-    ----------
-    net : mxnet.gluon.Block
-        Initialized; shapes may still be deferred. A block that has no graph, such as one with
-        hooks or with a `forward` of its own, is returned as it is and computes in float32.
-    precision : {'float32', 'bfloat16', 'float16'}
-        In which the layers compute.
-    """
-    check_choice('precision', precision, PRECISIONS[1:])
-    graph = trace(net)
-    if graph is None:
-        return net
-    if precision != 'float32':
-        from mxnet.contrib import amp
-        if precision == 'float16' and has_tensor_cores():
-            graph = channels_last(graph)
-        graph = amp.convert_symbol(graph, precision, data_names=['data'])
-        graph = mx.sym.amp_cast(graph, dtype='float32')
-    data = mx.sym.var('data', dtype='float32')
-    block = gluon.SymbolBlock(graph, data, params=net.collect_params())
-    block.hybridize(static_alloc=True, static_shape=True)
-    return block
 
 
 def _seed_epoch(seed, epoch, rank=0):

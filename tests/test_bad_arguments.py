@@ -313,14 +313,14 @@ CASES = {
         [*whole('num_classes', 1), *flag('ceil_mode'),
          *unexpected('second_pooling', 'average, maximum', 'mean', None, 2)]),
     'nets.nin_imagenet': Case(lambda folder: {}, [*whole('num_classes', 1), *flag('ceil_mode')]),
-    'nets.check_net': Case(lambda folder: {'net': dense()}, NETS),
-    'nets.check_initialized': Case(lambda folder: {'net': dense(), 'ctx': CPU}, [*PLACES, BARE]),
-    'nets.check_trainer': Case(
+    'graphs.check_net': Case(lambda folder: {'net': dense()}, NETS),
+    'graphs.check_initialized': Case(lambda folder: {'net': dense(), 'ctx': CPU}, [*PLACES, BARE]),
+    'graphs.check_trainer': Case(
         lambda folder: {key: value for key, value in trained().items() if key != 'ctx'},
         [*NETS, *TRAINERS,
          Row('devices', [mx.cpu(1)], 'the devices that trainer updates', name='ctx')]),
-    'nets.trace': Case(lambda folder: {'net': dense()}, NETS),
-    'nets.check_input': Case(
+    'graphs.trace': Case(lambda folder: {'net': dense()}, NETS),
+    'graphs.check_input': Case(
         lambda folder: {'net': dense(), 'shape': (4, 3)},
         [*NETS, *unexpected('shape', 'that of a batch', 3, None, (), 'ab'),
          Row('shape', (0, 3), 'of at least 1', '0'), Row('shape', (4, 5), '[2,3]', '(4, 5)')]),
@@ -450,7 +450,7 @@ CASES = {
         lambda folder: {'name': 'train_iter', 'batches': []},
         [Row('batches', value, 'pairs (X, y)', name='train_iter') for value in (3, None)],
         free=('name',)),
-    'training.compiled': Case(
+    'graphs.compiled': Case(
         lambda folder: {'net': dense()},
         [*NETS, *unexpected('precision', 'float32, bfloat16, float16', 'auto', None, 16)]),
     'training.predict': PREDICTION,

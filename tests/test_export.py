@@ -13,7 +13,7 @@ import pytest
 from conftest import full_disk
 
 import d2l_ext
-from d2l_ext import export_onnx, nets, training
+from d2l_ext import export_onnx, graphs, nets
 from d2l_ext.devices import mx
 
 nd, nn = mx.nd, mx.gluon.nn
@@ -90,7 +90,7 @@ def test_networks_are_found():
 def fitting_size(net):
     for size in (28, 96, 224):
         try:
-            nets.check_input(net, (1, 1, size, size))
+            graphs.check_input(net, (1, 1, size, size))
             return size
         except ValueError:
             pass
@@ -122,7 +122,7 @@ def norms():
 @pytest.mark.parametrize('make, shape', [
     (small_net, (1, 10, 10)),
     (lambda: small_net(nn.Sequential), (1, 10, 10)),
-    (lambda: training.compiled(small_net()), (1, 10, 10)),
+    (lambda: graphs.compiled(small_net()), (1, 10, 10)),
     (lambda: initialized(nn.Dense(3)), [7]),
     (lambda: initialized(norms()), (4,)),  # of operators that have changed since
     (lambda: initialized(nn.HybridLambda(lambda F, x: F.split(x, 2)[1] * 2)), (np.int64(6),)),

@@ -7,7 +7,7 @@ import pytest
 from test_training import assert_same, values, without_seconds
 
 import d2l_ext
-from d2l_ext import cuda, lr_finder, range_test, training
+from d2l_ext import cuda, graphs, lr_finder, range_test, training
 from d2l_ext.data import load_data_digits
 from d2l_ext.devices import mx, resolve_precision
 
@@ -39,7 +39,7 @@ def train(num_epochs, precision='float16', ctx=CPU, net=None, trainer=None, **ar
 
 def test_the_graph_computes_in_float16_and_returns_float32():
     net = small_net()
-    symbol = training.compiled(net, 'float16')(mx.sym.var('data', dtype='float32'))
+    symbol = graphs.compiled(net, 'float16')(mx.sym.var('data', dtype='float32'))
     arguments, (output,), _ = symbol.infer_type(data='float32')
     assert output == np.float32 and set(arguments) == {np.float32}  # parameters and gradients too
     internals = symbol.get_internals()
@@ -66,7 +66,7 @@ def on_cpu(monkeypatch):
         monkeypatch.setattr(module, 'resolve_precision',
                             lambda precision, ctx: 'float32' if precision == 'auto' else precision)
     monkeypatch.setattr(amp, 'convert_symbol', lambda symbol, *_, **__: symbol)
-    monkeypatch.setattr(training, 'has_tensor_cores', lambda: False)
+    monkeypatch.setattr(graphs, 'has_tensor_cores', lambda: False)
 
 
 def test_scaling_by_a_power_of_two_changes_no_number(on_cpu):
@@ -185,7 +185,7 @@ def test_trains_on_a_gpu(gpu, precision):
 def test_float16_on_a_gpu_is_close_and_another_precision(gpu):
     net = small_net(gpu)
     X = next(iter(load_data_digits(40, ctx=gpu)[0]))[0]
-    exact, fast = net(X), training.compiled(net, 'float16')(X)
+    exact, fast = net(X), graphs.compiled(net, 'float16')(X)
     error = abs(exact - fast).max().asscalar() / abs(exact).max().asscalar()
     assert fast.dtype == np.float32 and 1e-6 < error < 0.02
 

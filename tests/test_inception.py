@@ -3,6 +3,7 @@ import pytest
 from test_resources import torch_counts
 
 from d2l_ext.devices import mx
+from d2l_ext.graphs import compiled
 from d2l_ext.inception import (
     Inception,
     Residual,
@@ -12,7 +13,6 @@ from d2l_ext.inception import (
     inception_v3_stage5,
 )
 from d2l_ext.resources import summary
-from d2l_ext.training import compiled
 
 nd, nn = mx.nd, mx.gluon.nn
 FIRST = 64, (96, 128), (16, 32), 32

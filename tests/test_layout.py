@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 
 import d2l_ext
-from d2l_ext import cuda, training
+from d2l_ext import cuda
 from d2l_ext.devices import mx
+from d2l_ext.graphs import compiled, trace
 from d2l_ext.inception import Residual, googlenet
 from d2l_ext.layout import channels_last
-from d2l_ext.nets import nin, nin_cifar10, nin_imagenet, trace
+from d2l_ext.nets import nin, nin_cifar10, nin_imagenet
 
 nd, nn = mx.nd, mx.gluon.nn
 
@@ -148,7 +149,7 @@ def test_only_float16_on_tensor_cores_is_channels_last(monkeypatch, precision, c
     net = nn.HybridSequential()
     net.add(nn.Conv2D(4, 3), nn.GlobalAvgPool2D(), nn.Flatten())
     net.initialize()
-    symbol = training.compiled(net, precision)(mx.sym.var('data', dtype='float32'))
+    symbol = compiled(net, precision)(mx.sym.var('data', dtype='float32'))
     assert layouts(symbol) == {expected}
     assert set(symbol.infer_type(data='float32')[0]) == {np.float32}  # parameters, gradients too
     convolution = symbol.get_internals()[f'{net[0].name}_fwd_output']

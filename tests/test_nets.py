@@ -3,7 +3,8 @@ import pytest
 
 from d2l_ext import nin, nin_block
 from d2l_ext.devices import mx
-from d2l_ext.nets import check_input, mlpconv, nin_cifar10, nin_imagenet
+from d2l_ext.graphs import check_input
+from d2l_ext.nets import mlpconv, nin_cifar10, nin_imagenet
 
 nn = mx.gluon.nn
 

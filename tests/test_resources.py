@@ -2,7 +2,7 @@
 import numpy as np
 import pytest
 
-from d2l_ext import nets, training
+from d2l_ext import graphs, nets
 from d2l_ext.devices import mx
 from d2l_ext.resources import summary
 
@@ -230,7 +230,7 @@ def test_compiled_net():
     net = sequence(nn.Dense(3), nn.BatchNorm(), nn.Activation('relu'))
     net.add(net[2], net[0])
     net.initialize()
-    result, expected = summary(training.compiled(net), (3,)), summary(net, (3,))
+    result, expected = summary(graphs.compiled(net), (3,)), summary(net, (3,))
     for name in ('total_weights', 'total_biases', 'total_mult_adds', 'total_flops',
                  'total_buffers', 'backward_mult_adds'):
         assert getattr(result, name) == getattr(expected, name)

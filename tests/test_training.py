@@ -9,6 +9,7 @@ import d2l_ext
 from d2l_ext import training
 from d2l_ext.batches import Batches
 from d2l_ext.devices import has_bfloat16, mx
+from d2l_ext.graphs import compiled
 from d2l_ext.progress import progress_bar
 from d2l_ext.workers import Part, Workers
 
@@ -139,7 +140,7 @@ class Custom(gluon.Block):
 
 def test_blocks_that_cannot_be_traced_and_hooks_run_layer_by_layer():
     custom = Custom()
-    assert training.compiled(custom) is custom
+    assert compiled(custom) is custom
     _, history = train(custom)
     assert history[1]['loss'] < history[0]['loss']
     hooked, seen = small_net(), []
@@ -193,7 +194,7 @@ def test_bfloat16_is_close_and_stays_inside_the_run(last):
     net.initialize(init.Xavier())
     X = next(iter(make_batches()))[0]
     exact = net(X)
-    fast = training.compiled(net, 'bfloat16')(X)
+    fast = compiled(net, 'bfloat16')(X)
     assert fast.dtype == np.float32
     error = abs(exact - fast).max().asscalar() / abs(exact).max().asscalar()
     assert 1e-6 < error < 0.02  # really another precision, and only slightly so
@@ -201,7 +202,7 @@ def test_bfloat16_is_close_and_stays_inside_the_run(last):
     params = net.collect_params().values()
     assert all(param.data().dtype == np.float32 for param in params)
     assert all(param.grad().dtype == np.float32 for param in params if param.grad_req != 'null')
-    np.testing.assert_array_equal(net(X).asnumpy(), training.compiled(net)(X).asnumpy())
+    np.testing.assert_array_equal(net(X).asnumpy(), compiled(net)(X).asnumpy())
 
 
 @needs_bfloat16

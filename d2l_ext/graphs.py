@@ -1,0 +1,126 @@
+"""Nets as graphs: traced, compiled, checked."""
+from .arguments import check_choice, check_shape, check_type, refusal
+from .cuda import has_tensor_cores
+from .devices import PRECISIONS, check_ctx, mx
+from .layout import channels_last
+
+gluon, nn = mx.gluon, mx.gluon.nn
+
+
+def _is_hybrid(block):
+    """Return whether `block` is made of hybrid blocks and plain sequences, without hooks."""
+    if block._forward_hooks or block._forward_pre_hooks:
+        return False
+    children = all(_is_hybrid(child) for child in block._children.values())
+    return children and (isinstance(block, gluon.HybridBlock) or type(block) is nn.Sequential)
+
+
+def check_net(net):
+    """Return `net`, or raise a ValueError unless it is a Gluon block."""
+    return check_type('net', net, gluon.Block, 'a Gluon block such as nin()')
+
+
+def check_initialized(net, ctx):
+    """Raise a ValueError unless `net` has its parameters on `ctx`; shapes may be deferred."""
+    check_ctx(ctx)
+    for name, param in check_net(net).collect_params().items():
+        try:
+            places = param.list_ctx()
+        except RuntimeError:  # what Gluon raises
+            places = ['no device']
+        if ctx not in places:
+            raise ValueError(f'net must have its parameters on {ctx}, as after '
+                             f'net.initialize(ctx=ctx), but {name} is on {places[0]}')
+
+
+def check_trainer(trainer, net, devices=None):
+    """Raise a ValueError unless `trainer` updates parameters of `net` only, and on `devices`."""
+    params = set(check_net(net).collect_params().values())
+    if not isinstance(trainer, gluon.Trainer) or not set(trainer._params) <= params:
+        raise refusal('trainer', trainer, "a gluon.Trainer of the net's own parameters, made after "
+                      'the net')
+    if devices is not None and trainer._contexts and set(trainer._contexts) != set(devices):
+        raise ValueError(f'ctx must name the devices that trainer updates, {trainer._contexts}, '
+                         f'not {devices}: pass the same ctx here as to net.initialize')
+
+
+def trace(net):
+    """Return the graph that `net` computes, with the one input `data`, or None if it has none.
+
+    Only hybrid blocks, and plain sequences of them, have one. A hook must run with real numbers.
+    """
+    check_net(net)
+    if not _is_hybrid(net):
+        return None
+    try:
+        return net(mx.sym.var('data', dtype='float32'))
+    except Exception:  # a block that asks for shapes or numbers can raise anything
+        return None
+
+
+def compiled(net, precision='float32'):
+    """Return a faster function that computes what `net` computes, on the same parameters.
+
+    The layers become one graph with fixed memory; in bfloat16 or float16, convolutions and dense
+    layers compute in that while parameters, gradients and the result stay float32. On GPUs with
+    tensor cores float16 also goes channels-last, see :mod:`d2l_ext.layout`. `net` itself is not
+    changed: called directly it still runs layer by layer in float32.
+
+    Parameters
+    ----------
+    net : mxnet.gluon.Block
+        Initialized; shapes may still be deferred. A block that has no graph, such as one with
+        hooks or with a `forward` of its own, is returned as it is and computes in float32.
+    precision : {'float32', 'bfloat16', 'float16'}
+        In which the layers compute.
+    """
+    check_choice('precision', precision, PRECISIONS[1:])
+    graph = trace(net)
+    if graph is None:
+        return net
+    if precision != 'float32':
+        from mxnet.contrib import amp
+        if precision == 'float16' and has_tensor_cores():
+            graph = channels_last(graph)
+        graph = amp.convert_symbol(graph, precision, data_names=['data'])
+        graph = mx.sym.amp_cast(graph, dtype='float32')
+    data = mx.sym.var('data', dtype='float32')
+    block = gluon.SymbolBlock(graph, data, params=net.collect_params())
+    block.hybridize(static_alloc=True, static_shape=True)
+    return block
+
+
+def check_input(net, shape):
+    """Make sure that `net` accepts images of `shape`, without computing anything.
+
+    Parameters
+    ----------
+    net : mxnet.gluon.Block
+        Initialized or not; it stays as it is. Nothing is checked if it has no graph.
+    shape : tuple of int
+        Of a batch: (batch, channels, height, width), or (batch, features) for a dense net.
+
+    Raises
+    ------
+    ValueError
+        Naming the first layer that cannot take what reaches it.
+    """
+    graph = trace(net)
+    shape = reached = check_shape('shape', shape, 'that of a batch, such as (1, 1, 224, 224)')
+    if graph is None:
+        return
+    settled = {name: param.shape for name, param in net.collect_params().items()
+               if param.shape and all(param.shape)}  # zeros are still to be inferred
+    for node in graph.get_internals():
+        if node.get_children() is None:  # an input or a parameter
+            continue
+        try:
+            _, (output,), _ = node.infer_shape_partial(data=shape, **{
+                name: settled[name] for name in node.list_arguments() if name in settled})
+        except mx.MXNetError as error:
+            reason = str(error).split('Check failed: ')[-1].strip().splitlines()[0]
+            raise ValueError(
+                f'layer {node.name} cannot take the shape {reached} that reaches it when the '
+                f'images have the shape {shape}. Use images of (batch, channels, height, '
+                f'width) that are large enough, or pass resize=. MXNet says: {reason}') from None
+        reached = output
