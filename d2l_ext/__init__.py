@@ -27,6 +27,7 @@ _MODULES = {
     'data': ('get_fashion_mnist_labels', 'load_data', 'load_data_digits',
              'load_data_fashion_mnist'),
     'devices': ('try_gpu',),
+    'evaluation': ('evaluate_accuracy', 'predict'),
     'export': ('export_onnx',),
     'lr_finder': ('RangeTest', 'range_test'),
     'nets': ('nin', 'nin_block'),
@@ -34,7 +35,7 @@ _MODULES = {
     'records': ('checkpoint_path', 'final_values', 'load_record', 'load_weights', 'recorded',
                 'results_folder'),
     'search': ('make_trainer', 'trial_table', 'tune'),
-    'training': ('evaluate_accuracy', 'predict', 'train_ch5'),
+    'training': ('train_ch5',),
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
 

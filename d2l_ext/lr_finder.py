@@ -17,12 +17,20 @@ import typing
 
 import numpy as np
 
-from . import training
 from .arguments import check_int, check_number
 from .devices import mx, resolve_precision
+from .evaluation import (
+    batch_sums,
+    check_batches,
+    check_logits,
+    check_sums,
+    checked_batches,
+    no_batch,
+)
 from .graphs import check_initialized, check_trainer, compiled
 from .plotting import COLORS, check_axes, plt
 from .progress import progress_bar
+from .training import DEAD_AFTER, scale_losses, seed_epoch, set_loss_scaling
 
 nd, gluon, autograd = mx.nd, mx.gluon, mx.autograd
 
@@ -143,20 +151,20 @@ def _stand_in(trainer, scaled):
         updater.set_states(old.get_states())
     # No store of parameters that others read takes part.
     stand_in._kv_initialized, stand_in._kvstore, stand_in._params_to_init = True, None, []
-    training._set_loss_scaling(stand_in, False)  # never that of `trainer`
-    training._set_loss_scaling(stand_in, scaled)
+    set_loss_scaling(stand_in, False)  # never that of `trainer`
+    set_loss_scaling(stand_in, scaled)
     return stand_in
 
 
 def _cycle(train_iter, seed):
     """Yield batches for ever; each pass is seeded as the epochs of train_ch5 are."""
     for epoch in itertools.count(1):
-        training._seed_epoch(seed, epoch)
+        seed_epoch(seed, epoch)
         batch = None
         for batch in train_iter:
             yield batch
         if batch is None:
-            raise training.no_batch('train_iter')
+            raise no_batch('train_iter')
 
 
 def _suggest(lrs, losses):
@@ -254,7 +262,7 @@ def range_test(net, train_iter, trainer, ctx, lr_min=1e-5, lr_max=1.0, num_steps
     divergence = check_number('divergence', divergence, 1)
     seed = check_int('seed', seed, 0, 2**32 - 1)
     precision = resolve_precision(precision, ctx)
-    training.check_batches('train_iter', train_iter)
+    check_batches('train_iter', train_iter)
     check_initialized(net, ctx)
     check_trainer(trainer, net, [ctx])
     params = list(net.collect_params().values())
@@ -266,15 +274,15 @@ def range_test(net, train_iter, trainer, ctx, lr_min=1e-5, lr_max=1.0, num_steps
         forward = compiled(net, precision)
         stand_in = _stand_in(trainer, precision == 'float16' and forward is not net)
         rates = np.geomspace(lr_min, lr_max, num_steps).tolist()
-        batches = training._checked(net, ctx, 'train_iter', _cycle(train_iter, seed))
+        batches = checked_batches(net, ctx, 'train_iter', _cycle(train_iter, seed))
         for i, (lr, (X, y)) in enumerate(zip(rates, batches), 1):
             with autograd.record():
                 logits = forward(X)
-                training._check_logits(logits)
+                check_logits(logits)
                 l = loss_function(logits, y)
-                (scaled_l,) = training._scaled([l], stand_in)
+                (scaled_l,) = scale_losses([l], stand_in)
             scaled_l.backward()
-            training._check_sums(*training._sums(X, y, logits).asnumpy()[1:], logits.shape[1])
+            check_sums(*batch_sums(X, y, logits).asnumpy()[1:], logits.shape[1])
             loss = float(l.mean().asscalar())
             if not math.isfinite(loss):
                 stopped = 'not finite'
@@ -287,7 +295,7 @@ def range_test(net, train_iter, trainer, ctx, lr_min=1e-5, lr_max=1.0, num_steps
             if smoothed[-1] > divergence * min(smoothed):
                 stopped = 'divergence'
                 break
-            if zeros == training._DEAD_AFTER:
+            if zeros == DEAD_AFTER:
                 stopped = 'dead'
                 break
             stand_in.set_learning_rate(lr)

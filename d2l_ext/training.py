@@ -9,17 +9,22 @@ import zlib
 
 import numpy as np
 
-from .arguments import (
-    check_flag,
-    check_int,
-    check_keys,
-    check_path,
-    check_type,
-    refusal,
-)
+from .arguments import check_flag, check_int, check_keys, check_path, check_type
 from .checkpoints import load_checkpoint, save_checkpoint
 from .devices import check_devices, mx, resolve_precision
-from .graphs import check_initialized, check_input, check_trainer, compiled
+from .evaluation import (
+    ADVICE,
+    batch_sums,
+    check_batches,
+    check_logits,
+    check_params,
+    check_sums,
+    checked_batches,
+    classify,
+    no_batch,
+    split,
+)
+from .graphs import check_initialized, check_trainer, compiled
 from .progress import progress_bar
 from .threads import threads_note
 from .workers import finish, workers_of
@@ -30,10 +35,9 @@ nd, gluon, autograd = mx.nd, mx.gluon, mx.autograd
 # must be rare; it is also how long a collapsed run goes on before anybody says so.
 _LOOK_EVERY = 50
 # So many batches in a row with no logit other than 0 are no accident.
-_DEAD_AFTER = 5
+DEAD_AFTER = 5
 
 _ROW_KEYS = ('epoch', 'loss', 'train_acc', 'test_acc', 'seconds')
-_ADVICE = 'Try a smaller learning rate, or go back to the last checkpoint'
 
 DEAD_START = """\
 dead start: every logit of the last {batches} batches is exactly 0, so the loss is \
@@ -43,7 +47,7 @@ another seed, net.initialize(init.MSRAPrelu(slope=0)), a smaller learning rate, 
 the last pooling."""
 
 
-def _seed_epoch(seed, epoch, rank=0):
+def seed_epoch(seed, epoch, rank=0):
     """Seed Python's, NumPy's and MXNet's generators, so that an epoch repeats by itself.
 
     Workers of one job share the order of the images, NumPy's, but not the dropout, MXNet's.
@@ -57,67 +61,6 @@ def _seed_epoch(seed, epoch, rank=0):
     mx.random.seed(state % 2**31)
 
 
-def check_batches(name, batches):
-    """Raise a ValueError unless `batches` can be iterated over."""
-    check_type(name, batches, collections.abc.Iterable, 'batches, pairs (X, y), such as a list')
-
-
-def no_batch(name):
-    """Return the ValueError of batches that there are none of."""
-    return ValueError(f'{name} yields no batch. Is it a generator that has been used up? Pass '
-                      'something that can be iterated again, such as a list')
-
-
-def _checked(net, ctx, name, batches):
-    """Yield pairs of arrays, NumPy's or MXNet's, that fit `net` as MXNet arrays on `ctx`."""
-    shape = None
-    for batch in batches:
-        if not isinstance(batch, (tuple, list)) or len(batch) != 2 or not all(map(np.ndim, batch)):
-            raise refusal(f'each batch of {name}', batch, 'a pair (X, y) of arrays')
-        X, y = (a.as_in_context(ctx) if isinstance(a, nd.NDArray) else nd.array(a, ctx=ctx)
-                for a in batch)
-        if y.ndim != 1 or X.shape[0] != y.shape[0]:
-            raise ValueError(f'X of shape {X.shape} needs labels y of shape ({X.shape[0]},), '
-                             f'not {y.shape}')
-        if X.dtype != np.float32:
-            raise ValueError(f'images must be float32, not {np.dtype(X.dtype).name}: convert '
-                             "them, such as with X.astype('float32') / 255")
-        if X.shape[1:] != shape:
-            check_input(net, X.shape)
-            shape = X.shape[1:]
-        yield X, y
-
-
-def _check_sums(outside, pixels, num_classes):
-    """Raise if there were labels out of range or if the sum over pixels times 0 is not 0."""
-    if outside:
-        raise ValueError(f'{int(outside)} labels are outside 0 to {num_classes - 1}, the whole '
-                         f'numbers that the {num_classes} outputs of the net stand for')
-    if math.isnan(pixels):
-        raise FloatingPointError('some images hold NaN or infinity; look for a division by zero '
-                                 'where they are prepared')
-
-
-def _sums(X, y, logits):
-    """Return right answers, labels that stand for no class, and 0 times the sum over all pixels.
-
-    The last is NaN if a pixel is no finite number; a ReLU may hide that from the loss. All stay on
-    the device, so that nobody waits.
-    """
-    y = y.astype('float32')
-    outside = ((y >= 0) * (y < logits.shape[1]) * (y == y.floor())) == 0  # so is NaN
-    return nd.concat((logits.argmax(axis=1) == y).sum(), outside.sum(), X.sum() * 0,
-                     dim=0).astype('float64')
-
-
-def _check_params(net, ctx, when, advice=_ADVICE):
-    """Raise if a parameter is no finite number; a ReLU may hide that from the loss."""
-    for name, param in net.collect_params().items():
-        # x * 0 is 0 for a number, but NaN for NaN and for infinity. What is deferred has no data.
-        if param._data and math.isnan((param.data(ctx) * 0).sum().asscalar()):
-            raise FloatingPointError(f'{name} holds NaN or infinity {when}. {advice}')
-
-
 def _size(train_iter):
     """Return what tells sets of images apart cheaply, as far as it is known."""
     batches = len(train_iter) if hasattr(train_iter, '__len__') else 0
@@ -125,18 +68,12 @@ def _size(train_iter):
     return {'number of batches': batches, 'check sum of labels': zlib.crc32(labels)}
 
 
-def _split(devices, X, y):
-    """Return a pair (X, y) for each device; fewer where there are fewer images than devices."""
-    return list(zip(*(gluon.utils.split_and_load(a, devices[:len(X)], even_split=False)
-                      for a in (X, y))))
-
-
 def _shares(net, devices, train_iter, workers):
     """Yield the images in each batch of the whole job, and what of it each device here gets."""
     part = workers.part(train_iter)
-    for X, y in _checked(net, devices[0], 'train_iter', part):
+    for X, y in checked_batches(net, devices[0], 'train_iter', part):
         total, mine = part.counts or (len(X), len(X))
-        yield total, _split(devices, X, y) if mine else []
+        yield total, split(devices, X, y) if mine else []
 
 
 def _no_gradients(trainer, devices):
@@ -148,7 +85,7 @@ def _no_gradients(trainer, devices):
                 param.data(ctx)._fresh_grad = True
 
 
-def _set_loss_scaling(trainer, wanted):
+def set_loss_scaling(trainer, wanted):
     """Give `trainer` MXNet's loss scaler, which float16 needs, or take it away.
 
     Gradients too small for float16 would become 0, so the loss is multiplied with a large number
@@ -165,7 +102,7 @@ def _set_loss_scaling(trainer, wanted):
         del trainer._amp_loss_scaler
 
 
-def _scaled(losses, trainer):
+def scale_losses(losses, trainer):
     """Return the losses, multiplied for float16, from which gradients are computed."""
     if not hasattr(trainer, '_amp_loss_scaler'):
         return losses
@@ -190,8 +127,8 @@ def _average_statistics(net, devices, workers):
 def _start_alike(net, forward, trainer, devices, workers, train_iter, seed):
     """Give all devices and workers the parameters of the first; Gluon would after a step."""
     if any(param._deferred_init for param in net.collect_params().values()):
-        _seed_epoch(seed, 1)  # as in the first epoch on a single device
-        for X, _ in _checked(net, devices[0], 'train_iter', train_iter):
+        seed_epoch(seed, 1)  # as in the first epoch on a single device
+        for X, _ in checked_batches(net, devices[0], 'train_iter', train_iter):
             forward(X[:1])
             break
     if not trainer._kv_initialized:
@@ -219,7 +156,7 @@ class _Watch:
         previous, zero_run = self.loss, self.zero_run + 1
         for X, y, logits, l in shares:
             self.loss = self.loss + l.sum().astype('float64').as_in_context(self.ctx)
-            self.sums = self.sums + _sums(X, y, logits).as_in_context(self.ctx)
+            self.sums = self.sums + batch_sums(X, y, logits).as_in_context(self.ctx)
             zero_run = zero_run * (logits.abs().max() == 0).as_in_context(self.ctx)
         self.zero_run = zero_run
         self.num_classes = logits.shape[1]
@@ -227,15 +164,15 @@ class _Watch:
         # One batch computes while the next is prepared; more would only fill the memory.
         previous.wait_to_read()
         if self.batches % _LOOK_EVERY == 0:
-            self.look(enough=_DEAD_AFTER)
+            self.look(enough=DEAD_AFTER)
 
     def look(self, enough):
         """Return loss and right answers so far; raise on broken numbers, tell of a dead start."""
         right, outside, pixels = (float(s) for s in self.sums.asnumpy())
-        _check_sums(outside, pixels, self.num_classes)
+        check_sums(outside, pixels, self.num_classes)
         loss, zero_run = self.loss.asscalar(), int(self.zero_run.asscalar())
         if not math.isfinite(loss):
-            raise FloatingPointError(f'the loss became {loss} in epoch {self.epoch}. {_ADVICE}')
+            raise FloatingPointError(f'the loss became {loss} in epoch {self.epoch}. {ADVICE}')
         if zero_run >= enough and not self.explained and self._stuck():
             self.explained = True
             self.say(DEAD_START.format(batches=zero_run, classes=self.num_classes,
@@ -244,7 +181,7 @@ class _Watch:
 
     def _stuck(self):
         """Return whether all gradients of the last batch are 0; logits alone may start at 0."""
-        _check_params(self.net, self.ctx, f'in epoch {self.epoch}')
+        check_params(self.net, self.ctx, f'in epoch {self.epoch}')
         return not any(param.grad(self.ctx).abs().max().asscalar()
                        for param in self.net.collect_params().values() if param.grad_req != 'null')
 
@@ -261,10 +198,10 @@ def _train_epoch(net, forward, train_iter, trainer, devices, workers, batch_size
         with autograd.record():
             for X, y in shares:
                 logits = forward(X)
-                _check_logits(logits)
+                check_logits(logits)
                 losses.append(loss_function(logits, y))
                 outputs.append((X, y, logits, losses[-1]))
-            losses = _scaled(losses, trainer)
+            losses = scale_losses(losses, trainer)
         for l in losses:
             l.backward()
         _no_gradients(trainer, devices[len(shares):])
@@ -276,77 +213,11 @@ def _train_epoch(net, forward, train_iter, trainer, devices, workers, batch_size
     if not num_images:
         raise no_batch('train_iter')
     # A single batch of zeros may come from weights that start at zero, and pass.
-    loss, right = watch.look(enough=max(2, min(_DEAD_AFTER, watch.batches)))
+    loss, right = watch.look(enough=max(2, min(DEAD_AFTER, watch.batches)))
     _average_statistics(net, devices, workers)
-    _check_params(net, devices[0], f'after epoch {watch.epoch}')
+    check_params(net, devices[0], f'after epoch {watch.epoch}')
     loss, right = workers.sum([loss, right]).tolist()
     return loss / num_images, right / num_images
-
-
-def _check_logits(logits):
-    if logits.ndim != 2:
-        raise ValueError(f'net must return logits of shape (batch, classes), not {logits.shape}')
-
-
-def predict(net, data_iter, ctx, precision='auto'):
-    """Return what `net` takes the images in `data_iter` for, and what they are.
-
-    Parameters
-    ----------
-    net : mxnet.gluon.Block
-        Maps (batch, ...) to logits of shape (batch, classes).
-    data_iter : iterable
-        Of ``(X, y)``, y of shape (batch,).
-    ctx : mxnet.Context or list of mxnet.Context
-        Devices of the parameters; several share each batch.
-    precision : {'auto', 'float32', 'bfloat16', 'float16'}
-        In which the layers compute.
-
-    Returns
-    -------
-    predicted, true : numpy.ndarray of int, shape (number of images,)
-
-    Raises
-    ------
-    ValueError
-        If `data_iter` is empty, the images do not fit the net, or a label is out of range.
-    FloatingPointError
-        If an image or a parameter is no finite number.
-    """
-    devices = check_devices(ctx)
-    for device in devices:
-        check_initialized(net, device)
-    check_batches('data_iter', data_iter)
-    _check_params(net, devices[0], 'before predicting', 'Initialize the net anew, or load others')
-    forward = compiled(net, resolve_precision(precision, devices[0]))
-    return _predict(net, forward, 'data_iter', data_iter, devices)
-
-
-def _predict(net, forward, name, data_iter, devices):
-    predicted, true, sums = [], [], nd.zeros(3, ctx=devices[0], dtype='float64')
-    for X, y in _checked(net, devices[0], name, data_iter):
-        previous = sums
-        for X_, y_ in _split(devices, X, y):
-            logits = forward(X_)
-            _check_logits(logits)
-            sums = sums + _sums(X_, y_, logits).as_in_context(devices[0])
-            predicted.append(logits.argmax(axis=1))
-        previous.wait_to_read()  # one batch computes while the next is prepared
-        true.append(y)
-    if not predicted:
-        raise ValueError(f'there are no images to predict: {name} must yield a batch, not none')
-    _check_sums(*sums.asnumpy()[1:], logits.shape[1])
-    return tuple(np.concatenate([array.asnumpy() for array in arrays]).astype(int)
-                 for arrays in (predicted, true))
-
-
-def evaluate_accuracy(net, data_iter, ctx, precision='auto'):
-    """Return the fraction of images in `data_iter` that `net` classifies right.
-
-    Parameters and errors are those of :func:`predict`.
-    """
-    predicted, true = predict(net, data_iter, ctx, precision)
-    return float((predicted == true).mean())
 
 
 def print_epoch(row):
@@ -438,7 +309,7 @@ def train_ch5(net, train_iter, test_iter, batch_size, trainer, ctx, num_epochs, 
     if forward is net and precision in ('bfloat16', 'float16'):
         raise ValueError(f"precision='{precision}' needs a net of hybrid blocks without hooks; "
                          "this one has no graph. Use precision='auto'")
-    _set_loss_scaling(trainer, forward is not net and resolved == 'float16')
+    set_loss_scaling(trainer, forward is not net and resolved == 'float16')
     workers = workers_of(trainer)
     if workers.number > 1:
         workers.check_alike(batch_size=batch_size, num_epochs=num_epochs, **_size(train_iter))
@@ -461,7 +332,7 @@ def train_ch5(net, train_iter, test_iter, batch_size, trainer, ctx, num_epochs, 
     settings['seed'] = seed
     for device in devices:
         check_initialized(net, device)  # a checkpoint may have done it
-    _check_params(net, devices[0], 'before training', 'Initialize the net anew, or load others')
+    check_params(net, devices[0], 'before training', 'Initialize the net anew, or load others')
     if workers.number * len(devices) > 1:
         _start_alike(net, forward, trainer, devices, workers, train_iter, seed)
     watch = _Watch(net, devices[0], say)
@@ -470,7 +341,7 @@ def train_ch5(net, train_iter, test_iter, batch_size, trainer, ctx, num_epochs, 
     try:
         for epoch in range(len(history) + 1, num_epochs + 1):
             start = time.time()
-            _seed_epoch(seed, epoch, workers.rank)
+            seed_epoch(seed, epoch, workers.rank)
             watch.start(epoch)
             with progress_bar(num_images, ' images', f'epoch {epoch} of {num_epochs}') as bar:
                 bar.disable = bar.disable or workers.rank > 0
@@ -478,7 +349,7 @@ def train_ch5(net, train_iter, test_iter, batch_size, trainer, ctx, num_epochs, 
                                                batch_size, watch, bar)
             test_acc = 0.
             if workers.rank == 0:
-                predicted, true = _predict(net, forward, 'test_iter', test_iter, devices)
+                predicted, true = classify(net, forward, 'test_iter', test_iter, devices)
                 test_acc = (predicted == true).mean()
             history.append({'epoch': epoch, 'loss': loss, 'train_acc': train_acc,
                             'test_acc': float(workers.from_leader(test_acc)),

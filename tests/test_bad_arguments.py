@@ -446,15 +446,15 @@ CASES = {
          *number('lr_max', 'above 1e-05', 1e-5), *whole('num_steps', 10),
          *number('smoothing', 'above 0, at most 1', 0, 1.1), *number('divergence', 'above 1', 1),
          *PRECISIONS, *SEEDS, Row('train_iter', [], 'iterated again', 'no batch')]),
-    'training.check_batches': Case(
+    'evaluation.check_batches': Case(
         lambda folder: {'name': 'train_iter', 'batches': []},
         [Row('batches', value, 'pairs (X, y)', name='train_iter') for value in (3, None)],
         free=('name',)),
     'graphs.compiled': Case(
         lambda folder: {'net': dense()},
         [*NETS, *unexpected('precision', 'float32, bfloat16, float16', 'auto', None, 16)]),
-    'training.predict': PREDICTION,
-    'training.evaluate_accuracy': PREDICTION,
+    'evaluation.predict': PREDICTION,
+    'evaluation.evaluate_accuracy': PREDICTION,
     'training.print_epoch': Case(
         lambda folder: {'row': history()[0]},
         unexpected('row', 'the keys epoch, loss, train_acc, test_acc, seconds', 3, None, {},
@@ -483,11 +483,13 @@ INTERNAL = {
     'batches': ('make_batches',),
     'data': ('find_fashion_mnist', 'known_hash'),
     'downloads': None,  # of files that are known: test_data.py, test_faults_download.py
+    'evaluation': ('batch_sums', 'check_logits', 'check_params', 'check_sums', 'checked_batches',
+                   'classify', 'no_batch', 'split'),
     'lr_finder': ('RangeTest',),
     'progress': ('progress_bar',),
     'resources': ('Row', 'Summary'),
     'search': ('main', 'parse_args', 'run', 'suggest'),  # the command line: test_search.py
-    'training': ('no_batch',),
+    'training': ('scale_losses', 'seed_epoch', 'set_loss_scaling'),
 }
 
 

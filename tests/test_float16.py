@@ -10,6 +10,7 @@ import d2l_ext
 from d2l_ext import cuda, graphs, lr_finder, range_test, training
 from d2l_ext.data import load_data_digits
 from d2l_ext.devices import mx, resolve_precision
+from d2l_ext.training import scale_losses, set_loss_scaling
 
 nd, gluon, nn = mx.nd, mx.gluon, mx.gluon.nn
 CPU = mx.cpu()
@@ -80,7 +81,7 @@ def test_scaling_by_a_power_of_two_changes_no_number(on_cpu):
 def test_a_step_that_overflows_is_skipped_and_the_scale_halves(on_cpu):
     net = small_net()
     trainer = gluon.Trainer(net.collect_params(), 'sgd', {'learning_rate': 0.1})
-    training._set_loss_scaling(trainer, True)
+    set_loss_scaling(trainer, True)
     scaler = trainer._amp_loss_scaler
     X, y = next(iter(load_data_digits(40, ctx=CPU)[0]))
     net(X)
@@ -144,9 +145,8 @@ def test_a_range_test_scales_by_itself_and_leaves_the_trainer_alone(on_cpu, monk
     expected = range_test(other, batches, plain, CPU, num_steps=10, precision='float32')
     assert len(set(expected.losses)) == 10
     scaled = []
-    scale = training._scaled
-    monkeypatch.setattr(training, '_scaled', lambda losses, trainer: scaled.append(
-        hasattr(trainer, '_amp_loss_scaler')) or scale(losses, trainer))
+    monkeypatch.setattr(lr_finder, 'scale_losses', lambda losses, trainer: scaled.append(
+        hasattr(trainer, '_amp_loss_scaler')) or scale_losses(losses, trainer))
     for precision in ('float16', 'float32'):
         assert range_test(net, batches, trainer, CPU, num_steps=10, precision=precision) == expected
         assert (vars(trainer._amp_loss_scaler), trainer._scale) == before

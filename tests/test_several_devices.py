@@ -3,9 +3,9 @@ import numpy as np
 import pytest
 
 import d2l_ext
-from d2l_ext import training
 from d2l_ext.data import load_data_digits
 from d2l_ext.devices import check_devices, mx
+from d2l_ext.evaluation import split
 
 nd, gluon, nn, init = mx.nd, mx.gluon, mx.gluon.nn, mx.init
 ONE, TWO = mx.cpu(0), [mx.cpu(0), mx.cpu(1)]
@@ -172,8 +172,8 @@ def test_a_trainer_that_updates_in_its_kvstore():
 
 def test_each_device_gets_an_equal_share():
     X, y = nd.arange(7).reshape((7, 1)), nd.arange(7)
-    shares = training._split(TWO, X, y)
+    shares = split(TWO, X, y)
     assert [X.context for X, _ in shares] == TWO
     assert [X.asnumpy().ravel().tolist() for X, _ in shares] == [[0, 1, 2, 3], [4, 5, 6]]
     assert [y.asnumpy().tolist() for _, y in shares] == [[0, 1, 2, 3], [4, 5, 6]]
-    assert [len(X) for X, _ in training._split(TWO, X[:1], y[:1])] == [1]
+    assert [len(X) for X, _ in split(TWO, X[:1], y[:1])] == [1]

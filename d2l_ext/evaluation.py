@@ -1,0 +1,148 @@
+"""What a net makes of images, and the checks of batches and numbers that training shares."""
+import collections.abc
+import math
+
+import numpy as np
+
+from .arguments import check_type, refusal
+from .devices import check_devices, mx, resolve_precision
+from .graphs import check_initialized, check_input, compiled
+
+nd, gluon = mx.nd, mx.gluon
+
+ADVICE = 'Try a smaller learning rate, or go back to the last checkpoint'
+
+
+def check_batches(name, batches):
+    """Raise a ValueError unless `batches` can be iterated over."""
+    check_type(name, batches, collections.abc.Iterable, 'batches, pairs (X, y), such as a list')
+
+
+def no_batch(name):
+    """Return the ValueError for batches that hold none."""
+    return ValueError(f'{name} yields no batch. Is it a generator that has been used up? Pass '
+                      'something that can be iterated again, such as a list')
+
+
+def checked_batches(net, ctx, name, batches):
+    """Yield pairs of arrays, NumPy's or MXNet's, that fit `net` as MXNet arrays on `ctx`."""
+    shape = None
+    for batch in batches:
+        if not isinstance(batch, (tuple, list)) or len(batch) != 2 or not all(map(np.ndim, batch)):
+            raise refusal(f'each batch of {name}', batch, 'a pair (X, y) of arrays')
+        X, y = (a.as_in_context(ctx) if isinstance(a, nd.NDArray) else nd.array(a, ctx=ctx)
+                for a in batch)
+        if y.ndim != 1 or X.shape[0] != y.shape[0]:
+            raise ValueError(f'X of shape {X.shape} needs labels y of shape ({X.shape[0]},), '
+                             f'not {y.shape}')
+        if X.dtype != np.float32:
+            raise ValueError(f'images must be float32, not {np.dtype(X.dtype).name}: convert '
+                             "them, such as with X.astype('float32') / 255")
+        if X.shape[1:] != shape:
+            check_input(net, X.shape)
+            shape = X.shape[1:]
+        yield X, y
+
+
+def check_sums(outside, pixels, num_classes):
+    """Raise if there were labels out of range or if the sum over pixels times 0 is not 0."""
+    if outside:
+        raise ValueError(f'{int(outside)} labels are outside 0 to {num_classes - 1}, the whole '
+                         f'numbers that the {num_classes} outputs of the net stand for')
+    if math.isnan(pixels):
+        raise FloatingPointError('some images hold NaN or infinity; look for a division by zero '
+                                 'where they are prepared')
+
+
+def batch_sums(X, y, logits):
+    """Return right answers, labels that stand for no class, and 0 times the sum over all pixels.
+
+    The last is NaN if a pixel is no finite number; a ReLU may hide that from the loss. All stay on
+    the device, so that nobody waits.
+    """
+    y = y.astype('float32')
+    outside = ((y >= 0) * (y < logits.shape[1]) * (y == y.floor())) == 0  # so is NaN
+    return nd.concat((logits.argmax(axis=1) == y).sum(), outside.sum(), X.sum() * 0,
+                     dim=0).astype('float64')
+
+
+def check_params(net, ctx, when, advice=ADVICE):
+    """Raise if a parameter is no finite number; a ReLU may hide that from the loss."""
+    for name, param in net.collect_params().items():
+        # x * 0 is 0 for a number, but NaN for NaN and for infinity. What is deferred has no data.
+        if param._data and math.isnan((param.data(ctx) * 0).sum().asscalar()):
+            raise FloatingPointError(f'{name} holds NaN or infinity {when}. {advice}')
+
+
+def check_logits(logits):
+    """Raise a ValueError unless `logits` have the shape (batch, classes)."""
+    if logits.ndim != 2:
+        raise ValueError(f'net must return logits of shape (batch, classes), not {logits.shape}')
+
+
+def split(devices, X, y):
+    """Return a pair (X, y) for each device; fewer where there are fewer images than devices."""
+    return list(zip(*(gluon.utils.split_and_load(a, devices[:len(X)], even_split=False)
+                      for a in (X, y))))
+
+
+def predict(net, data_iter, ctx, precision='auto'):
+    """Return what `net` takes the images in `data_iter` for, and what they are.
+
+    Parameters
+    ----------
+    net : mxnet.gluon.Block
+        Maps (batch, ...) to logits of shape (batch, classes).
+    data_iter : iterable
+        Of ``(X, y)``, y of shape (batch,).
+    ctx : mxnet.Context or list of mxnet.Context
+        Devices of the parameters; several share each batch.
+    precision : {'auto', 'float32', 'bfloat16', 'float16'}
+        In which the layers compute.
+
+    Returns
+    -------
+    predicted, true : numpy.ndarray of int, shape (number of images,)
+
+    Raises
+    ------
+    ValueError
+        If `data_iter` is empty, the images do not fit the net, or a label is out of range.
+    FloatingPointError
+        If an image or a parameter is no finite number.
+    """
+    devices = check_devices(ctx)
+    for device in devices:
+        check_initialized(net, device)
+    check_batches('data_iter', data_iter)
+    check_params(net, devices[0], 'before predicting', 'Initialize the net anew, or load others')
+    forward = compiled(net, resolve_precision(precision, devices[0]))
+    return classify(net, forward, 'data_iter', data_iter, devices)
+
+
+def classify(net, forward, name, data_iter, devices):
+    """Return what :func:`predict` returns, of the compiled `net`; `name` is that of the batches."""
+    predicted, true, sums = [], [], nd.zeros(3, ctx=devices[0], dtype='float64')
+    for X, y in checked_batches(net, devices[0], name, data_iter):
+        previous = sums
+        for X_, y_ in split(devices, X, y):
+            logits = forward(X_)
+            check_logits(logits)
+            sums = sums + batch_sums(X_, y_, logits).as_in_context(devices[0])
+            predicted.append(logits.argmax(axis=1))
+        previous.wait_to_read()  # one batch computes while the next is prepared
+        true.append(y)
+    if not predicted:
+        raise ValueError(f'there are no images to predict: {name} must yield a batch, not none')
+    check_sums(*sums.asnumpy()[1:], logits.shape[1])
+    return tuple(np.concatenate([array.asnumpy() for array in arrays]).astype(int)
+                 for arrays in (predicted, true))
+
+
+def evaluate_accuracy(net, data_iter, ctx, precision='auto'):
+    """Return the fraction of images in `data_iter` that `net` classifies right.
+
+    Parameters and errors are those of :func:`predict`.
+    """
+    predicted, true = predict(net, data_iter, ctx, precision)
+    return float((predicted == true).mean())
