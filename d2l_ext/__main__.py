@@ -9,9 +9,9 @@ if __name__ == '__main__' and '--diagnose' in sys.argv:  # it works where MXNet 
     from .diagnose import diagnose
     sys.exit(diagnose())
 
-from . import data
 from .checkpoints import read_history
-from .devices import PRECISIONS, mx, processor, resolve_precision, try_gpu
+from .commands import add_options, exit_status, load
+from .devices import mx, processor, resolve_precision, try_gpu
 from .graphs import check_input, compiled
 from .nets import INITS, nin
 from .records import checkpoint_path
@@ -29,15 +29,6 @@ BOOK = ((2.2627, .154, .362), (1.6522, .381, .578), (1.8721, .296, .360),
 # accuracy: a demonstration, not a result to report.
 FULL = {'images': None, 'resize': 224, 'batch_size': 128, 'lr': 0.1, 'init': 'xavier'}
 REDUCED = {'images': 5000, 'resize': 96, 'batch_size': 32, 'lr': 0.05, 'init': 'he'}
-
-
-def add_options(parser):
-    """Add the options that this command and the search share."""
-    parser.add_argument('--precision', default='auto', choices=PRECISIONS,
-                        help='auto: bfloat16 if the processor has instructions for it, else '
-                             'float32; float16 needs a GPU')
-    parser.add_argument('--dataset', choices=('auto', 'fashion-mnist', 'digits'), default='auto',
-                        help="auto: Fashion-MNIST if it can be had, else scikit-learn's digits")
 
 
 def parse_args(argv):
@@ -89,17 +80,6 @@ def parse_args(argv):
     if not 0 < args.lr < float('inf'):
         parser.error(f'--lr must be greater than 0, not {args.lr}')
     return args
-
-
-def load(args, ctx):
-    """Return the batches that `args` ask for."""
-    loader = {'auto': data.load_data, 'fashion-mnist': data.load_data_fashion_mnist,
-              'digits': data.load_data_digits}[args.dataset]
-    train_iter, test_iter = loader(args.batch_size, args.resize, ctx=ctx)
-    if args.images is not None:
-        train_iter = train_iter.take(min(args.images, len(train_iter.images)))
-        test_iter = test_iter.take(min(max(1, args.images // 5), len(test_iter.images)))
-    return train_iter, test_iter
 
 
 def default_checkpoint(args, train_iter, precision):
@@ -192,10 +172,7 @@ def stop(number, frame):
 
 def main(argv=None):
     try:
-        return run(parse_args(argv))
-    except (ValueError, OSError, FloatingPointError, RuntimeError) as error:
-        print(f'error: {error}', file=sys.stderr)
-        return 1
+        return exit_status(lambda: run(parse_args(argv)))
     except KeyboardInterrupt as interrupt:
         print('\nstopped')
         return 128 + (interrupt.args or (signal.SIGINT,))[0]  # as shells have it

@@ -24,9 +24,9 @@ import optuna
 import sqlalchemy.exc
 from optuna.trial import TrialState
 
-from .__main__ import add_options, load
 from .arguments import check_choice, check_int, check_keys, check_number, check_type, refusal
 from .batches import Batches
+from .commands import add_options, exit_status, load
 from .devices import check_ctx, mx, resolve_precision, try_gpu
 from .graphs import check_input, check_net
 from .nets import INITS, nin
@@ -365,10 +365,7 @@ def run(args):
 
 def main(argv=None):
     try:
-        return run(parse_args(argv))
-    except (ValueError, OSError, RuntimeError) as error:
-        print(f'error: {error}', file=sys.stderr)
-        return 1
+        return exit_status(lambda: run(parse_args(argv)))
     except KeyboardInterrupt:
         print('\nstopped; the same command goes on')
         return 130

@@ -476,6 +476,7 @@ INTERNAL = {
     'arguments': None,  # the checks: test_arguments.py
     'cuda': None,  # what the driver says: test_cuda.py
     'cifar10': ('find_cifar10',),
+    'commands': None,  # the command lines: test_main.py
     # What the launcher sets up: test_distributed.py.
     'distributed': None,
     'server': None,
