@@ -228,6 +228,48 @@ def print_epoch(row):
           flush=True)
 
 
+def _check_run(net, train_iter, test_iter, trainer, ctx, precision, checkpoint, resume, report):
+    """Return devices, compiled net and its precision, or raise a ValueError if one cannot be."""
+    if check_flag('resume', resume) and checkpoint is None:
+        raise ValueError('resume=True needs checkpoint=, the file to go on from, not None')
+    check_type('report', report, collections.abc.Callable, 'a function of a row, such as print')
+    check_batches('train_iter', train_iter)
+    check_batches('test_iter', test_iter)
+    if hasattr(test_iter, '__len__') and not len(test_iter):
+        raise ValueError('test_iter has no batch; it must have at least one')
+    devices = check_devices(ctx)
+    check_trainer(trainer, net, devices)
+    resolved = resolve_precision(precision, devices[0])
+    forward = compiled(net, resolved)
+    if forward is net and precision in ('bfloat16', 'float16'):
+        raise ValueError(f"precision='{precision}' needs a net of hybrid blocks without hooks; "
+                         "this one has no graph. Use precision='auto'")
+    return devices, forward, 'float32' if forward is net else resolved
+
+
+def _begin(net, trainer, devices, workers, checkpoint, seed, settings, say):
+    """Return history and seed: those in `checkpoint`, if there is one, or of a new run."""
+    history = []
+    with workers.open_checkpoint(checkpoint) as path:
+        if path is not None:
+            asked = settings if seed is None else {**settings, 'seed': seed}
+            history, seed = load_checkpoint(path, net, trainer, devices, asked)
+            say(f'going on after epoch {len(history)}, from {checkpoint}')
+        elif seed is None:
+            seed = int(np.random.randint(2**31))
+    return history, int(workers.from_leader(seed))
+
+
+def _keep(checkpoint, kept, net, trainer, devices, history, settings):
+    """Write the checkpoint; before this run has `kept` any, one that is there gets another name."""
+    if not kept and checkpoint.exists():  # of a run that nobody asked to resume
+        names = (f'{checkpoint}.previous{i if i > 1 else ""}' for i in itertools.count(1))
+        previous = next(name for name in names if not os.path.exists(name))
+        os.replace(checkpoint, previous)
+        print(f'the checkpoint of an earlier run is now {previous}')
+    save_checkpoint(checkpoint, net, trainer, devices, history, settings)
+
+
 def train_ch5(net, train_iter, test_iter, batch_size, trainer, ctx, num_epochs, *,
               precision='auto', checkpoint=None, resume=False, seed=None, report=print_epoch):
     """Train a classifier, printing a line an epoch as section 7.3 does.
@@ -290,26 +332,11 @@ def train_ch5(net, train_iter, test_iter, batch_size, trainer, ctx, num_epochs, 
     """
     batch_size = check_int('batch_size', batch_size, 1)
     num_epochs = check_int('num_epochs', num_epochs, 0)
-    if seed is not None:
-        seed = check_int('seed', seed, 0, 2**32 - 1)
-    check_flag('resume', resume)
-    if checkpoint is not None:
-        checkpoint = check_path('checkpoint', checkpoint)
-    elif resume:
-        raise ValueError('resume=True needs checkpoint=, the file to go on from, not None')
-    check_type('report', report, collections.abc.Callable, 'a function of a row, such as print')
-    check_batches('train_iter', train_iter)
-    check_batches('test_iter', test_iter)
-    if hasattr(test_iter, '__len__') and not len(test_iter):
-        raise ValueError('test_iter has no batch; it must have at least one')
-    devices = check_devices(ctx)
-    check_trainer(trainer, net, devices)
-    resolved = resolve_precision(precision, devices[0])
-    forward = compiled(net, resolved)
-    if forward is net and precision in ('bfloat16', 'float16'):
-        raise ValueError(f"precision='{precision}' needs a net of hybrid blocks without hooks; "
-                         "this one has no graph. Use precision='auto'")
-    set_loss_scaling(trainer, forward is not net and resolved == 'float16')
+    seed = None if seed is None else check_int('seed', seed, 0, 2**32 - 1)
+    checkpoint = None if checkpoint is None else check_path('checkpoint', checkpoint)
+    devices, forward, precision = _check_run(net, train_iter, test_iter, trainer, ctx, precision,
+                                             checkpoint, resume, report)
+    set_loss_scaling(trainer, precision == 'float16')
     workers = workers_of(trainer)
     if workers.number > 1:
         workers.check_alike(batch_size=batch_size, num_epochs=num_epochs, **_size(train_iter))
@@ -317,18 +344,9 @@ def train_ch5(net, train_iter, test_iter, batch_size, trainer, ctx, num_epochs, 
     say('training on', ctx, *[f'by {workers.number} workers'] * (workers.number > 1))
     if threads_note():
         say(threads_note())
-    settings = {'batch_size': batch_size,
-                'precision': 'float32' if forward is net else resolved}
-    history = []
-    with workers.open_checkpoint(checkpoint if resume else None) as path:
-        if path is not None:
-            if seed is not None:
-                settings['seed'] = seed
-            history, seed = load_checkpoint(path, net, trainer, devices, settings)
-            say(f'going on after epoch {len(history)}, from {checkpoint}')
-        elif seed is None:
-            seed = int(np.random.randint(2**31))
-    seed = int(workers.from_leader(seed))
+    settings = {'batch_size': batch_size, 'precision': precision}
+    history, seed = _begin(net, trainer, devices, workers, checkpoint if resume else None, seed,
+                           settings, say)
     settings['seed'] = seed
     for device in devices:
         check_initialized(net, device)  # a checkpoint may have done it
@@ -356,13 +374,7 @@ def train_ch5(net, train_iter, test_iter, batch_size, trainer, ctx, num_epochs, 
                             'seconds': time.time() - start})
             if workers.rank == 0:
                 if checkpoint is not None:
-                    if not kept and checkpoint.exists():  # of a run that nobody asked to resume
-                        names = (f'{checkpoint}.previous{i if i > 1 else ""}'
-                                 for i in itertools.count(1))
-                        previous = next(name for name in names if not os.path.exists(name))
-                        os.replace(checkpoint, previous)
-                        say(f'the checkpoint of an earlier run is now {previous}')
-                    save_checkpoint(checkpoint, net, trainer, devices, history, settings)
+                    _keep(checkpoint, kept, net, trainer, devices, history, settings)
                     kept = True
                 report(history[-1])
     except (KeyboardInterrupt, OSError):  # such as a full disk
