@@ -6,11 +6,10 @@ import numpy as np
 import pytest
 
 import d2l_ext
-from d2l_ext import training
+from d2l_ext import progress, training
 from d2l_ext.batches import Batches
 from d2l_ext.devices import has_bfloat16, mx
 from d2l_ext.graphs import compiled
-from d2l_ext.progress import progress_bar
 from d2l_ext.workers import Part, Workers
 
 nd, gluon, nn, autograd, init = mx.nd, mx.gluon, mx.gluon.nn, mx.autograd, mx.init
@@ -212,11 +211,6 @@ def test_bfloat16_trains_to_the_same_loss():
     assert losses[0] != losses[1] and losses[1] == pytest.approx(losses[0], rel=0.1)
 
 
-def test_wrong_precision():
-    with pytest.raises(ValueError, match='auto, float32, bfloat16, float16'):
-        train(precision='float8')
-
-
 # Checkpoints ----------------------------------------------------------------------------------
 
 @pytest.mark.parametrize('optimizer, optimizer_params', [
@@ -356,26 +350,6 @@ def test_a_loss_that_is_no_number_stops_and_leaves_the_checkpoint(tmp_path):
     assert path.read_bytes() == content
 
 
-@pytest.mark.parametrize('value', [math.nan, math.inf, -math.inf])
-def test_images_that_are_no_numbers(value):
-    (X, y), *rest = make_batches()
-    X[3, 0, 4, 4] = value
-    with pytest.raises(FloatingPointError, match='some images hold NaN or infinity'):
-        train(batches=[*rest, (X, y)])
-
-
-@pytest.mark.parametrize('value', [math.nan, math.inf])
-def test_parameters_that_are_no_numbers_are_named(value):
-    """A ReLU can hide them from the loss, and so can the last step of an epoch."""
-    net = small_net()
-    net.initialize()
-    X, y = next(iter(make_batches()))
-    net(X)
-    net[0][0].bias.data()[2] = value
-    with pytest.raises(FloatingPointError, match=r'conv\d+_(weight|bias) holds NaN or infinity'):
-        train(net, batches=[(X, y)], num_epochs=1)
-
-
 @pytest.mark.parametrize('change, message', [
     (lambda X, y: (X, y + 5), 'labels are outside 0 to 9'),
     (lambda X, y: (X, y - 1), 'labels are outside 0 to 9'),
@@ -407,7 +381,7 @@ def test_a_worker_goes_on_without_an_image_of_its_own():
     watch = training._Watch(net, CPU, print)
     watch.start(1)
     images = make_batches(3, batch_size=1)  # the first worker has them all
-    with progress_bar(3, ' images', 'epoch 1') as bar:
+    with progress.progress_bar(3, ' images', 'epoch 1') as bar:
         assert training._train_epoch(net, net, images, trainer, [CPU], workers, 1, watch,
                                      bar) == (0, 0)
     np.testing.assert_array_equal(net.weight.data().asnumpy(), before)
@@ -455,6 +429,7 @@ def test_net_without_logits():
         train(net)
 
 
-def test_the_bar_is_silent_where_there_is_no_terminal(capfd):
+def test_the_bar_is_silent_where_there_is_no_terminal(capfd, monkeypatch):
+    monkeypatch.setattr(progress, 'DELAY', 0)  # or the run would end before any bar appears
     train(num_epochs=1)
     assert capfd.readouterr().err == ''
