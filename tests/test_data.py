@@ -354,18 +354,6 @@ def test_resize_agrees_with_the_transform_of_the_book(resize):
     assert error.mean() < 0.4
 
 
-@pytest.mark.parametrize('name, value', [
-    *[('batch_size', value) for value in (0, -1, 21, 2.5, True, '8', None)],
-    *[('resize', value) for value in (0, -1, 2.5, '28', (28, 28))],
-])
-def test_arguments_out_of_range(published, name, value):
-    arguments = {'batch_size': 8, name: value}
-    with pytest.raises(ValueError, match=f'{name} must be a whole number'):
-        batches(**arguments)
-    with pytest.raises(ValueError, match=f'{name} must be a whole number'):
-        d2l_ext.load_data_fashion_mnist(**arguments, root=published)
-
-
 def test_numpy_integers_are_whole_numbers(published):
     train, test = d2l_ext.load_data_fashion_mnist(np.int64(10), np.int32(30), published, ctx=CPU)
     assert next(iter(train))[0].shape == (10, 1, 30, 30)
@@ -508,15 +496,6 @@ def test_load_data_passes_flips_shifts_and_normalization_on(isolated, published)
         assert train.normalize is test.normalize is not None
 
 
-@pytest.mark.parametrize('name, value', [
-    ('shift', -1), ('shift', 5), ('shift', 1.5), ('flip', 2), ('flip', None), ('shuffle', 'yes'),
-    ('normalize', True), ('normalize', (np.zeros(1), np.ones(1))), ('max_value', 0), ('ctx', 'cpu'),
-])
-def test_settings_out_of_range(name, value):
-    with pytest.raises(ValueError, match=f'{name} must be'):
-        Batches(RANDOM, LABELS, 16, **{name: value})
-
-
 def test_a_blank_channel_cannot_be_normalized():
     blank = RANDOM.copy()
     blank[:, 2] = 7
@@ -559,14 +538,6 @@ def test_the_same_images_are_held_out_always():
     assert [positions.index(image) for image in first] == HELD_OUT
 
 
-@pytest.mark.parametrize('number', [0, 3, 37, 40, 2.5, True])
-def test_hold_out_out_of_range(number):
-    with pytest.raises(ValueError, match='number must be a whole number from 4 to 36'):
-        colour().hold_out(number)
-    with pytest.raises(ValueError, match='seed must be a whole number'):
-        colour().hold_out(8, seed=-1)
-
-
 # --- digits and names ---
 
 def test_digits():
@@ -595,19 +566,12 @@ def test_digits_are_always_split_alike():
         assert np.array_equal(one.images, other.images) and np.array_equal(one.labels, other.labels)
 
 
-def test_digits_with_a_bad_batch_size():
-    for batch_size in (0, 1438):
-        with pytest.raises(ValueError, match='batch_size must be a whole number'):
-            d2l_ext.load_data_digits(batch_size)
+def test_a_batch_of_more_digits_than_there_are():
+    with pytest.raises(ValueError, match='batch_size must be a whole number from 1 to 1437'):
+        d2l_ext.load_data_digits(1438)
 
 
 @pytest.mark.parametrize('kind', [list, np.array, mx.nd.array, lambda a: np.array(a, np.uint8)])
 def test_class_names(kind):
     assert d2l_ext.get_fashion_mnist_labels(kind([9, 0, 6])) == ['ankle boot', 't-shirt', 'shirt']
     assert len(set(d2l_ext.get_fashion_mnist_labels(range(10)))) == 10
-
-
-@pytest.mark.parametrize('label', [10, -1])
-def test_class_names_out_of_range(label):
-    with pytest.raises(ValueError, match=f'from 0 to 9, not {label}'):
-        d2l_ext.get_fashion_mnist_labels([0, label])

@@ -75,22 +75,6 @@ def test_residual_adds_to_its_input():
     assert (block(X) == nd.relu(X)).min().asscalar() == 1
 
 
-@pytest.mark.parametrize('make, name', [
-    (lambda: Inception(0, (1, 1), (1, 1), 1), 'c1'),
-    (lambda: Inception(1, (1, 0), (1, 1), 1), 'c2'),
-    (lambda: Inception(1, (1, 1, 1), (1, 1), 1), 'c2'),
-    (lambda: Inception(1, (1, 1), (1, 2.5), 1), 'c3'),
-    (lambda: Inception(1, (1, 1), (1, 1), None), 'c4'),
-    (lambda: Residual(nn.Conv2D(1, 1), 0), 'num_channels'),
-    (lambda: googlenet(0), 'num_classes'),
-    (lambda: inception_v3_stage3(0), 'num_pool_channels'),
-    (lambda: inception_v3_stage4('128'), 'num_channels'),
-])
-def test_the_wrong_argument_is_named(make, name):
-    with pytest.raises(ValueError, match=name):
-        make()
-
-
 # --- GoogLeNet ------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize('size', [96, 224])

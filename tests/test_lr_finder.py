@@ -395,17 +395,7 @@ def test_hybridized_nets_stay_usable():
 
 @pytest.mark.parametrize('arguments, message', [
     ({'lr_min': 0}, 'lr_min must be a finite number above 0, not 0'),
-    ({'lr_min': -1e-3}, 'lr_min must be a finite number above 0, not -0.001'),
-    ({'lr_min': '1e-3'}, "lr_min must be a finite number above 0, not '1e-3'"),
-    ({'lr_min': float('nan')}, 'lr_min must be a finite number above 0, not nan'),
     ({'lr_max': 1e-4}, 'lr_max must be a finite number above 0.0001, not 0.0001'),
-    ({'lr_max': float('inf')}, 'lr_max must be a finite number above 0.0001, not inf'),
-    ({'num_steps': 9}, 'num_steps must be a whole number of at least 10, not 9'),
-    ({'num_steps': 20.}, 'num_steps must be a whole number of at least 10, not 20.0'),
-    ({'smoothing': 0}, 'smoothing must be a finite number above 0, at most 1, not 0'),
-    ({'smoothing': 1.1}, 'smoothing must be a finite number above 0, at most 1, not 1.1'),
-    ({'smoothing': True}, 'smoothing must be a finite number above 0, at most 1, not True'),
-    ({'divergence': 1}, 'divergence must be a finite number above 1, not 1'),
     ({'precision': 'float64'}, 'precision must be one of auto, float32, bfloat16'),
     ({'seed': -1}, 'seed must be a whole number from 0 to 4294967295, not -1'),
     ({'trainer': None}, "trainer must be a gluon.Trainer of the net's own parameters"),
