@@ -30,6 +30,16 @@ def test_every_notebook_is_in_the_table_of_contents():
     assert notebooks and all(f'](chapters/{name})' in README for name in notebooks)
 
 
+def test_every_module_is_in_one_of_the_two_tables_of_files():
+    section, around = (re.findall(r'\]\(d2l_ext/(\w+)\.py\)', text)
+                       for text in README.split('## Measured')[0].split('\nAround it:\n'))
+    modules = {path.stem for path in (ROOT / 'd2l_ext').glob('*.py')} - {'__init__'}
+    assert sorted(section + around) == sorted(modules)
+    lines = sum(len((ROOT / 'd2l_ext' / f'{name}.py').read_text(encoding='utf-8').splitlines())
+                for name in section)
+    assert f'about {round(lines, -2):,} lines' in README
+
+
 def span(values, digits):
     """Return the mean of the values and, if there are several, the lowest and the highest."""
     mean = f'{sum(values) / len(values):.{digits}f}'
