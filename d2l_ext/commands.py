@@ -2,7 +2,7 @@
 import sys
 
 from . import data
-from .devices import PRECISIONS
+from .devices import PRECISIONS, mx
 
 
 def add_options(parser):
@@ -29,6 +29,8 @@ def exit_status(command):
     """Return what `command()` returns, or 1 after printing its error without a traceback."""
     try:
         return command()
+    except mx.MXNetError:  # a RuntimeError, too, and its traceback helps
+        raise
     # RuntimeError: D2L_EXT_DEVICE=gpu, but there is none that works.
     except (ValueError, OSError, FloatingPointError, RuntimeError) as error:
         print(f'error: {error}', file=sys.stderr)

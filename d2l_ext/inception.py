@@ -4,8 +4,6 @@ Sources: GoogLeNet, Szegedy et al., *Going Deeper with Convolutions* (2014); v2,
 *Batch Normalization* (2015); v3, Szegedy et al., *Rethinking the Inception Architecture for
 Computer Vision* (2015); residual connections, Szegedy et al., *Inception-v4, Inception-ResNet and
 the Impact of Residual Connections on Learning* (2016).
-
-An argument out of range is a ValueError that names it.
 """
 from .arguments import check_flag, check_int, check_pair, check_type
 from .devices import mx
@@ -56,6 +54,11 @@ class Inception(nn.HybridBlock):
     batch_norm : bool
         Normalize between each convolution and its ReLU, as v2 does.
 
+    Raises
+    ------
+    ValueError
+        If a number is out of range.
+
     Examples
     --------
     >>> block = Inception(64, (96, 128), (16, 32), 32)
@@ -91,6 +94,11 @@ class Residual(nn.HybridBlock):
         Keeps height and width.
     num_channels : int
         Channels of the input.
+
+    Raises
+    ------
+    ValueError
+        If `block` is none or `num_channels` is out of range.
     """
 
     def __init__(self, block, num_channels):
@@ -120,6 +128,11 @@ def googlenet(num_classes=10, batch_norm=False):
     mxnet.gluon.nn.HybridSequential
         Maps (batch, any channels, height, width) to (batch, num_classes); the five stages are its
         first five children.
+
+    Raises
+    ------
+    ValueError
+        If `num_classes` is out of range.
     """
     batch_norm = check_flag('batch_norm', batch_norm)
 
@@ -163,6 +176,11 @@ def inception_v3_stage3(num_pool_channels):
     mxnet.gluon.contrib.nn.HybridConcurrent
         Maps (batch, any channels, height, width) to
         (batch, 224 + num_pool_channels, height, width).
+
+    Raises
+    ------
+    ValueError
+        If `num_pool_channels` is out of range.
     """
     return _concat(
         _conv(64, 1),
@@ -184,6 +202,11 @@ def inception_v3_stage4(num_channels):
     -------
     mxnet.gluon.contrib.nn.HybridConcurrent
         Maps (batch, any channels, height, width) to (batch, 768, height, width).
+
+    Raises
+    ------
+    ValueError
+        If `num_channels` is out of range.
     """
     c = check_int('num_channels', num_channels, 1)
     row, column = ((1, 7), (0, 3)), ((7, 1), (3, 0))

@@ -1,7 +1,4 @@
-"""The networks of section 7.3 and of the paper behind it.
-
-An argument out of range is a ValueError that names it.
-"""
+"""The networks of section 7.3 and of the paper behind it."""
 from .arguments import check_choice, check_flag, check_int, check_pair, check_shape
 from .devices import mx
 
@@ -29,6 +26,11 @@ def nin_block(num_channels, kernel_size, strides, padding, num_one_by_one=2):
         Maps (batch, any channels, height, width) to (batch, num_channels, height', width') with
         ``height' = (height + 2 * padding - kernel_size) // strides + 1``; width likewise.
 
+    Raises
+    ------
+    ValueError
+        If a number is out of range.
+
     Examples
     --------
     >>> block = nin_block(96, kernel_size=11, strides=4, padding=0)
@@ -55,6 +57,11 @@ def mlpconv(channels, kernel_size, strides, padding):
     -------
     mxnet.gluon.nn.HybridSequential
         As that of :func:`nin_block`.
+
+    Raises
+    ------
+    ValueError
+        If a number is out of range.
     """
     first, *others = check_shape('channels', channels, 'the widths of the layers, such as (96, 96)')
     kernel_size = check_pair('kernel_size', kernel_size, 1)
@@ -84,6 +91,11 @@ def nin(num_classes=10, num_one_by_one=2):
     mxnet.gluon.nn.HybridSequential
         Maps (batch, any channels, height, width) to (batch, num_classes); height and width of at
         least 67 pixels.
+
+    Raises
+    ------
+    ValueError
+        If a number is out of range.
     """
     num_classes = check_int('num_classes', num_classes, 1)
     net = nn.HybridSequential()
@@ -121,6 +133,11 @@ def nin_cifar10(num_classes=10, second_pooling='average', ceil_mode=True):
     -------
     mxnet.gluon.nn.HybridSequential
         Maps (batch, any channels, height, width) to (batch, num_classes).
+
+    Raises
+    ------
+    ValueError
+        If an argument is out of range.
     """
     num_classes = check_int('num_classes', num_classes, 1)
     pooling = {'average': nn.AvgPool2D, 'maximum': nn.MaxPool2D}[
@@ -152,6 +169,11 @@ def nin_imagenet(num_classes=1000, ceil_mode=True):
     -------
     mxnet.gluon.nn.HybridSequential
         Maps (batch, any channels, height, width) to (batch, num_classes).
+
+    Raises
+    ------
+    ValueError
+        If an argument is out of range.
     """
     num_classes = check_int('num_classes', num_classes, 1)
     window = {'pool_size': 3, 'strides': 2, 'ceil_mode': check_flag('ceil_mode', ceil_mode)}
