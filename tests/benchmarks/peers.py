@@ -1,22 +1,25 @@
-"""The training loops that are timed, each run in a process of its own: peers.py NAME BATCHES.
+"""The training loops that are timed, each in a process of its own.
 
-Prints one JSON object. Every loop trains the network that section 7.3 prints, on Fashion-MNIST
-resized to 224x224 with batch size 128, and is timed from its second request for a batch to the end
-of its last step, so that start-up is left out but its own input pipeline is not.
+All train the network that section 7.3 prints, by plain SGD, and are timed from their second request
+for a batch to the end of their last step: start-up is left out, but a loop's own input pipeline is
+not. Nothing is imported until a loop runs, because each settles the number of threads by itself.
 """
-import json
 import os
-import sys
 import time
 
-BATCH_SIZE, RESIZE, LR = 128, 224, 0.1
+LR = 0.1
 
 
 class Timed:
-    """Hands out the first few batches of `data_iter` and notes how long they took to train."""
+    """Hands out the first few batches of `data_iter` and notes how long they took to train.
 
-    def __init__(self, data_iter, num_batches, wait):
+    `data_iter` has two more batches than `num_batches`: one to warm up and one that ends the time.
+    `wait` returns when all that was asked for has been computed.
+    """
+
+    def __init__(self, data_iter, num_batches, batch_size, wait=lambda: None):
         self.data_iter, self.num_batches, self.wait = data_iter, num_batches, wait
+        self.num_images = num_batches * batch_size
 
     def __len__(self):
         return len(self.data_iter)
@@ -34,16 +37,24 @@ class Timed:
 
     @property
     def images_per_second(self):
-        return self.num_batches * BATCH_SIZE / self.seconds
+        return self.num_images / self.seconds
 
 
-def section_net(nn):
-    """Return the network as the section writes it, plain sequences of plain sequences."""
+def section_net(nn, batch_norm=False, num_one_by_one=2):
+    """Return the network as the section writes it, plain sequences of plain sequences.
+
+    With `batch_norm`, a batch normalization stands between each convolution and its ReLU.
+    """
+    def convolution(num_channels, *window):
+        if not batch_norm:
+            return [nn.Conv2D(num_channels, *window, activation='relu')]
+        return [nn.Conv2D(num_channels, *window), nn.BatchNorm(), nn.Activation('relu')]
+
     def nin_block(num_channels, kernel_size, strides, padding):
         block = nn.Sequential()
-        block.add(nn.Conv2D(num_channels, kernel_size, strides, padding, activation='relu'),
-                  nn.Conv2D(num_channels, kernel_size=1, activation='relu'),
-                  nn.Conv2D(num_channels, kernel_size=1, activation='relu'))
+        block.add(*convolution(num_channels, kernel_size, strides, padding))
+        for _ in range(num_one_by_one):
+            block.add(*convolution(num_channels, 1))
         return block
 
     net = nn.Sequential()
@@ -53,7 +64,7 @@ def section_net(nn):
     return net
 
 
-def d2l_train_ch6(num_batches):
+def d2l_train_ch6(num_batches, batch_size, resize):
     """d2l's own loop with d2l's own loader, as the package ships them."""
     import d2l.mxnet as d2l
     from mxnet import cpu, nd, npx
@@ -62,8 +73,8 @@ def d2l_train_ch6(num_batches):
     npx.set_np()
     # Its loader accepts MXNet's own copy of the archives only; the published ones hold the same.
     utils.check_sha1 = lambda path, sha1: True
-    train_iter, test_iter = d2l.load_data_fashion_mnist(BATCH_SIZE, resize=RESIZE)
-    timed = Timed(train_iter, num_batches, nd.waitall)
+    train_iter, test_iter = d2l.load_data_fashion_mnist(batch_size, resize=resize)
+    timed = Timed(train_iter, num_batches, batch_size, nd.waitall)
     test_batch = [next(iter(test_iter))]
     d2l.train_ch6(section_net(nn), timed, test_batch, 1, LR, cpu())
     # MXNet, left alone, starts a thread for every two processors.
@@ -72,47 +83,77 @@ def d2l_train_ch6(num_batches):
             'precision': 'float32'}
 
 
-def d2l_ext_train_ch5(num_batches, precision='auto'):
-    """The section's own code under d2l_ext."""
-    import d2l_ext as d2l
-    from d2l_ext.devices import mx, resolve_precision
-    from d2l_ext.threads import num_threads
-
-    gluon, nd = mx.gluon, mx.nd
-    net, ctx = section_net(gluon.nn), mx.cpu()
-    net.initialize(ctx=ctx, init=mx.init.Xavier())
-    trainer = gluon.Trainer(net.collect_params(), 'sgd', {'learning_rate': LR})
-    train_iter, test_iter = d2l.load_data_fashion_mnist(BATCH_SIZE, resize=RESIZE, ctx=ctx)
-    timed = Timed(train_iter, num_batches, nd.waitall)
-    d2l.train_ch5(net, timed, test_iter.take(BATCH_SIZE), BATCH_SIZE, trainer, ctx, 1,
-                  precision=precision)
-    preparing = Timed(train_iter, num_batches, nd.waitall)
-    for X, _ in preparing:
-        X.wait_to_read()
-    return {'images_per_second': timed.images_per_second, 'threads': num_threads(),
-            'precision': resolve_precision(precision, ctx),
-            'input_share': preparing.seconds / timed.seconds}
-
-
-def d2l_train_ch6_on_all_cores(num_batches):
+def d2l_train_ch6_on_all_cores(num_batches, batch_size, resize):
     """The same with the number of threads set, which must be before MXNet is imported."""
     from d2l_ext.threads import physical_cores
 
     os.environ['OMP_NUM_THREADS'] = str(physical_cores())
-    return d2l_train_ch6(num_batches)
+    return d2l_train_ch6(num_batches, batch_size, resize)
 
 
-PEERS = {
-    'd2l.train_ch6': d2l_train_ch6,
-    'd2l.train_ch6, all cores': d2l_train_ch6_on_all_cores,
-    'd2l_ext.train_ch5, float32': lambda n: d2l_ext_train_ch5(n, 'float32'),
-    'd2l_ext.train_ch5': d2l_ext_train_ch5,
-}
+def random_batches(num_batches, batch_size, resize):
+    """Return one batch of noise as often as `Timed` needs it: a loop without an input pipeline."""
+    from d2l_ext.devices import mx
+
+    X = mx.nd.random.uniform(shape=(batch_size, 1, resize, resize), ctx=mx.cpu())
+    y = mx.nd.random.randint(0, 10, shape=(batch_size,), ctx=mx.cpu())
+    return [(X, y)] * (num_batches + 2)
 
 
-if __name__ == '__main__':
-    result = PEERS[sys.argv[1]](int(sys.argv[2]))
-    # Not getrusage(), whose peak begins with that of the process that started this one.
-    with open('/proc/self/status') as file:
-        peak = next(int(line.split()[1]) for line in file if line.startswith('VmHWM'))  # in KiB
-    print('\n' + json.dumps({**result, 'peak_gib': peak / 2**20}))
+def prepare(net):
+    """Return `net`, initialized as the section does, and its trainer."""
+    from d2l_ext.devices import mx
+
+    net.initialize(ctx=mx.cpu(), init=mx.init.Xavier())
+    return net, mx.gluon.Trainer(net.collect_params(), 'sgd', {'learning_rate': LR})
+
+
+def gluon_eager(num_batches, batch_size, resize):
+    """Gluon's own loop, layer by layer in float32 on all cores, without an input pipeline."""
+    from d2l_ext.devices import mx
+    from d2l_ext.threads import num_threads
+
+    net, trainer = prepare(section_net(mx.gluon.nn))
+    loss = mx.gluon.loss.SoftmaxCrossEntropyLoss()
+    timed = Timed(random_batches(num_batches, batch_size, resize), num_batches, batch_size,
+                  mx.nd.waitall)
+    for X, y in timed:
+        with mx.autograd.record():
+            l = loss(net(X), y)
+        l.backward()
+        trainer.step(batch_size)
+        l.sum().asscalar()  # as the book's loops do, to print the mean
+    return {'images_per_second': timed.images_per_second, 'threads': num_threads(),
+            'precision': 'float32'}
+
+
+def d2l_ext_train_ch5(num_batches, batch_size, resize, precision='auto', in_memory=False,
+                      cifar10=False, **changes):
+    """The section's own code under d2l_ext.
+
+    With `in_memory` there is no input pipeline. `changes` are those that `section_net` makes;
+    `cifar10` takes the paper's network for small images instead.
+    """
+    import d2l_ext as d2l
+    from d2l_ext.devices import mx, resolve_precision
+    from d2l_ext.nets import nin_cifar10
+    from d2l_ext.threads import num_threads
+
+    ctx, wait = mx.cpu(), mx.nd.waitall
+    net, trainer = prepare(nin_cifar10() if cifar10 else section_net(mx.gluon.nn, **changes))
+    if in_memory:
+        train_iter = random_batches(num_batches, batch_size, resize)
+        test_iter = [(train_iter[0][0][:1], train_iter[0][1][:1])]
+    else:
+        train_iter, test_iter = d2l.load_data_fashion_mnist(batch_size, resize=resize, ctx=ctx)
+        test_iter = test_iter.take(batch_size)
+    timed = Timed(train_iter, num_batches, batch_size, wait)
+    d2l.train_ch5(net, timed, test_iter, batch_size, trainer, ctx, 1, precision=precision)
+    result = {'images_per_second': timed.images_per_second, 'threads': num_threads(),
+              'precision': resolve_precision(precision, ctx)}
+    if not in_memory:
+        preparing = Timed(train_iter, num_batches, batch_size, wait)
+        for X, _ in preparing:
+            X.wait_to_read()
+        result['input_share'] = preparing.seconds / timed.seconds
+    return result

@@ -1,4 +1,7 @@
-"""Draw the README's picture from the records: python -m tests.benchmarks.picture."""
+"""Draw the pictures from the records: python -m tests.benchmarks.picture.
+
+The README's, 07_03_nin.png, and the cost as work grows, benchmarks_scaling.png, once that is there.
+"""
 import json
 
 import matplotlib
@@ -7,6 +10,8 @@ from matplotlib import pyplot as plt
 from d2l_ext import load_record, results_folder
 from d2l_ext.__main__ import BOOK
 from d2l_ext.plotting import plot_curve, plot_speed
+
+from . import scaling
 
 
 def main():
@@ -23,6 +28,9 @@ def main():
     left.legend()
     plot_speed(speed, right)
     figure.savefig(results_folder() / '07_03_nin.png', dpi=120)
+    path = results_folder() / f'{scaling.NAME}.json'
+    if path.exists():
+        scaling.draw(json.loads(path.read_text())).savefig(path.with_suffix('.png'), dpi=120)
 
 
 if __name__ == '__main__':

@@ -5,15 +5,14 @@ are random, which cost as much as trained ones; nothing is downloaded. Needs a m
 else to do and 4 GB of memory. Prints a table and writes chapters/results/inception_zoo.json.
 """
 import argparse
-import concurrent.futures
-import datetime
-import json
-import multiprocessing
+import functools
 import statistics
 import time
 
-from d2l_ext.files import atomic_write
-from d2l_ext.records import environment, results_folder
+from d2l_ext.devices import processor
+from d2l_ext.records import results_folder
+
+from .turns import fresh, take_turns, write_record
 
 BATCH_SIZE = 32
 SECONDS, BATCHES = 5, 3  # a turn lasts at least so long, and so many batches
@@ -34,7 +33,7 @@ def image_size(name):
 def measure(name):
     """Return speed and peak memory of this process, which should do nothing else."""
     from d2l_ext.devices import mx
-    from d2l_ext.training import compiled
+    from d2l_ext.graphs import compiled
 
     net, size = mx.gluon.model_zoo.vision.get_model(name), image_size(name)
     # He's weights keep the numbers in range; very small ones would be slow to compute with.
@@ -47,18 +46,7 @@ def measure(name):
         forward(X).wait_to_read()
         batches += 1
     seconds = time.perf_counter() - start
-    # Not getrusage(), whose peak begins with that of the process that started this one.
-    with open('/proc/self/status') as file:
-        peak = next(int(line.split()[1]) for line in file if line.startswith('VmHWM'))  # in KiB
-    return {'images_per_second': batches * BATCH_SIZE / seconds, 'batches': batches,
-            'peak_gib': peak / 2**20}
-
-
-def measure_alone(name):
-    """Return what `measure` says in a fresh process."""
-    fresh = multiprocessing.get_context('spawn')
-    with concurrent.futures.ProcessPoolExecutor(1, mp_context=fresh) as pool:
-        return pool.submit(measure, name).result()
+    return {'images_per_second': batches * BATCH_SIZE / seconds, 'batches': batches}
 
 
 def main():
@@ -68,12 +56,9 @@ def main():
     parser.add_argument('--only', nargs='+', choices=NAMES, metavar='NAME',
                         help='time these networks, and write no record')
     args = parser.parse_args()
-    turns = {name: [] for name in args.only or NAMES}
-    for i in range(args.repeats):
-        for name, results in turns.items():
-            results.append(measure_alone(name))
-            print(f'{i + 1}/{args.repeats}  {name:17} {results[-1]["images_per_second"]:7.1f} '
-                  f'images/s, {results[-1]["peak_gib"]:5.2f} GiB', flush=True)
+    turns = take_turns({name: functools.partial(fresh, measure, name=name)
+                        for name in args.only or NAMES}, args.repeats, 'images_per_second',
+                       'images/s')
     rows = {}
     for name, results in turns.items():
         speeds = [result['images_per_second'] for result in results]
@@ -81,19 +66,15 @@ def main():
                       'images_per_second_min': min(speeds), 'images_per_second_max': max(speeds),
                       'peak_gib': statistics.median(result['peak_gib'] for result in results),
                       'turns': results}
-    print(f"\n{environment()['processor']}, batch size {BATCH_SIZE}, float32")
+    print(f"\n{processor()}, batch size {BATCH_SIZE}, float32")
     for name, row in rows.items():
         print(f"{name:17} {row['images_per_second']:7.1f} images/s "
               f"({row['images_per_second_min']:.1f} to {row['images_per_second_max']:.1f}), "
               f"{row['peak_gib']:5.2f} GiB")
     if args.only:
         return
-    record = {'name': 'inception_zoo', 'batch_size': BATCH_SIZE, 'repeats': args.repeats,
-              'rows': rows, 'environment': {**environment('float32'), 'device': 'cpu(0)'},
-              'date': datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
-              'command': 'python -m tests.benchmarks.zoo'}
-    with atomic_write(results_folder() / 'inception_zoo.json') as file:
-        file.write((json.dumps(record, indent=1) + '\n').encode())
+    write_record(results_folder(), 'inception_zoo', 'python -m tests.benchmarks.zoo', 'float32',
+                 batch_size=BATCH_SIZE, repeats=args.repeats, rows=rows)
 
 
 if __name__ == '__main__':

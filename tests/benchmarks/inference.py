@@ -1,0 +1,219 @@
+"""Inference: latency of one image, throughput of a batch, and the accuracy of each fast path.
+
+Variants of MXNet, with the committed weights of the section's recorded run, against PyTorch.
+"""
+import functools
+import importlib.metadata
+import pathlib
+import statistics
+import tempfile
+import time
+
+from . import pytorch
+from .turns import fresh, median, print_table, ratios, speed_row, spread, take_turns, write_record
+
+NAME = 'benchmarks_inference'
+CALIBRATION_IMAGES = 512
+SECONDS = 1  # for which each of latency and throughput is measured in a turn
+
+
+def rates(classify, X, seconds=SECONDS):
+    """Return images/s of the batch `X` and the milliseconds that its first image takes alone.
+
+    Both are medians over single calls; `classify` returns when it has the logits.
+    """
+    def median_seconds(images):
+        for _ in range(2):  # the first also plans, allocates and perhaps compiles
+            classify(images)
+        times = []
+        while len(times) < 3 or sum(times) < seconds:
+            start = time.perf_counter()
+            classify(images)
+            times.append(time.perf_counter() - start)
+        return statistics.median(times)
+
+    return {'images_per_second': len(X) / median_seconds(X),
+            'latency_ms': 1e3 * median_seconds(X[:1])}
+
+
+def trained_net():
+    """Return the section's network with the committed weights."""
+    import d2l_ext
+    from d2l_ext.devices import mx
+
+    net = d2l_ext.nin()
+    net.initialize(ctx=mx.cpu())
+    d2l_ext.load_weights(net, d2l_ext.load_record(
+        d2l_ext.results_folder() / '07_03_nin_book.json'))
+    return net
+
+
+def _block(net, graph):
+    """Return a graph of the parameters of `net` as a block that is compiled."""
+    from d2l_ext.devices import mx
+
+    block = mx.gluon.SymbolBlock(graph, mx.sym.var('data', dtype='float32'),
+                                 params=net.collect_params())
+    block.hybridize(static_alloc=True, static_shape=True)
+    return block
+
+
+def compiled(net, precision):
+    """As `predict` computes."""
+    from d2l_ext import graphs
+
+    return graphs.compiled(net, precision)
+
+
+def fused(net, precision):
+    """The same with oneDNN's subgraphs: a convolution and its ReLU become one operator."""
+    from d2l_ext.devices import mx
+    from d2l_ext.graphs import trace
+
+    graph = trace(net)
+    if precision != 'float32':  # first, because the casts are made for the separate operators
+        from mxnet.contrib import amp
+
+        graph = amp.convert_symbol(graph, precision, data_names=['data'])
+        graph = mx.sym.amp_cast(graph, dtype='float32')
+    return _block(net, graph.get_backend_symbol('MKLDNN'))
+
+
+def quantize(net, images, batch_size, path):
+    """Write `net` in int8 to `path`-symbol.json and `path`-0000.params.
+
+    MXNet's own quantization: weights offline, and for the outputs of each layer the range that
+    they have on `images`, a NumPy array. In `net`, convolution, ReLU and max pooling all pass on
+    bytes, the first convolution included, since pixels are never negative; what comes after the
+    last ReLU is float32. Changes `net`.
+    """
+    from d2l_ext.devices import mx
+
+    quantized = mx.contrib.quantization.quantize_net_v2(
+        net, quantized_dtype='auto', quantize_mode='smart', calib_mode='naive', ctx=mx.cpu(),
+        calib_data=mx.io.NDArrayIter(images, batch_size=batch_size))
+    quantized.hybridize(static_alloc=True, static_shape=True)
+    quantized(mx.nd.array(images[:1]))  # export asks for a pass
+    quantized.export(str(path))
+
+
+def load_quantized(path):
+    """Return what `quantize` wrote, compiled."""
+    from d2l_ext.devices import mx
+
+    net = mx.gluon.SymbolBlock.imports(f'{path}-symbol.json', ['data'], f'{path}-0000.params')
+    net.hybridize(static_alloc=True, static_shape=True)
+    return net
+
+
+VARIANTS = {
+    'float32': lambda path: compiled(trained_net(), 'float32'),
+    'float32, fused': lambda path: fused(trained_net(), 'float32'),
+    'bfloat16': lambda path: compiled(trained_net(), 'bfloat16'),
+    'bfloat16, fused': lambda path: fused(trained_net(), 'bfloat16'),
+    'int8': load_quantized,
+}
+
+
+def calibrate(batch_size, resize, path):
+    """Quantize the trained network with the first training images."""
+    import numpy as np
+
+    import d2l_ext
+    from d2l_ext.devices import mx
+
+    train_iter, _ = d2l_ext.load_data_fashion_mnist(batch_size, resize, ctx=mx.cpu())
+    train_iter = train_iter.take(CALIBRATION_IMAGES)
+    images = np.concatenate([X.asnumpy() for X, _ in train_iter])
+    start = time.perf_counter()
+    quantize(trained_net(), images, batch_size, path)
+    return {'images': len(images), 'seconds': time.perf_counter() - start}
+
+
+def mxnet_rates(variant, batch_size, resize, path):
+    """Return `rates` of one of VARIANTS; int8 is at `path`."""
+    from d2l_ext.devices import mx
+    from d2l_ext.threads import num_threads
+
+    net = VARIANTS[variant](path)
+    X = mx.nd.random.uniform(shape=(batch_size, 1, resize, resize), ctx=mx.cpu())
+    return {**rates(lambda X: net(X).wait_to_read(), X), 'threads': num_threads()}
+
+
+def accuracy(variant, batch_size, resize, path):
+    """Return the share of all test images that one of VARIANTS classifies right."""
+    import d2l_ext
+    from d2l_ext.devices import mx
+
+    net = VARIANTS[variant](path)
+    _, test_iter = d2l_ext.load_data_fashion_mnist(batch_size, resize, ctx=mx.cpu())
+    right = sum(int((net(X).argmax(axis=1).astype('int32') == y).sum().asscalar())
+                for X, y in test_iter)
+    return {'accuracy': right / len(test_iter.images), 'images': len(test_iter.images)}
+
+
+def pytorch_rates(batch_size, resize, **setting):
+    """Return `rates` of the same network in PyTorch, with random weights, which cost as much."""
+    classify, torch = pytorch.classifier(**setting), pytorch.start()
+    return {**rates(classify, torch.rand(batch_size, 1, resize, resize)),
+            'threads': torch.get_num_threads()}
+
+
+def try_pytorch(setting):
+    """Return what is recorded of PyTorch's settings, or None where it is not installed."""
+    if not pytorch.installed():
+        return None
+    tried = pytorch.try_settings(pytorch_rates, ['images_per_second', 'latency_ms'], **setting)
+    return {'version': importlib.metadata.version('torch'), 'tried': tried,
+            'best': pytorch.best(tried, 'images_per_second'),
+            'best_latency': pytorch.best(tried, 'latency_ms', min)}
+
+
+def make_rows(turns, base, latency_base):
+    """Return the rows of the record; a latency ratio above 1 is a shorter latency."""
+    return {name: {**speed_row(results, turns[base]), 'latency_ms': median(results, 'latency_ms'),
+                   **ratios(turns[latency_base], results, 'latency_ms', 'latency_')}
+            for name, results in turns.items()}
+
+
+def run(pairs, batch_size, resize, folder, command):
+    from d2l_ext.devices import has_bfloat16
+
+    setting = {'batch_size': batch_size, 'resize': resize}
+    torch = try_pytorch(setting)
+    variants = [name for name in VARIANTS if has_bfloat16() or 'bfloat16' not in name]
+    with tempfile.TemporaryDirectory() as temporary:
+        path = str(pathlib.Path(temporary) / 'int8')
+        calibration = fresh(calibrate, path=path, **setting)
+        functions = {name: functools.partial(fresh, mxnet_rates, variant=name, path=path, **setting)
+                     for name in variants}
+        base = latency_base = 'float32'
+        if torch and torch['best']:
+            base, latency_base = (f'PyTorch, {torch[key]}' for key in ('best', 'best_latency'))
+            functions.update({f'PyTorch, {name}': pytorch.turn(pytorch_rates, name, **setting)
+                              for name in (torch['best'], torch['best_latency'])})
+        turns = take_turns(functions, pairs, 'images_per_second', 'images/s')
+        rows = make_rows(turns, base, latency_base)
+        for name in variants:
+            result = fresh(accuracy, variant=name, path=path, **setting)
+            rows[name]['accuracy'] = result['accuracy']
+            print(f"{name:44} {result['accuracy']:.4f} of {result['images']:,} test images right",
+                  flush=True)
+    show(write_record(folder, NAME, command, **setting, pairs=pairs, pytorch=torch, base=base,
+                      latency_base=latency_base, calibration=calibration,
+                      test_images=result['images'], rows=rows))
+
+
+def show(record):
+    """Print the table of a record."""
+    print_table(
+        f"Inference, {record['resize']}x{record['resize']}, {record['environment']['processor']}; "
+        f"ratios to {record['base']} (batch {record['batch_size']}) and {record['latency_base']} "
+        '(batch 1)',
+        [{'inference': name, f"images/s, batch {record['batch_size']}": row['images_per_second'],
+          'times': spread(row), 'ms, batch 1': row['latency_ms'],
+          'times as fast': spread(row, 'latency_'), 'peak GiB': row['peak_gib'],
+          'accuracy': f"{row['accuracy']:.4f}" if 'accuracy' in row else ''}
+         for name, row in record['rows'].items()])
+    if not record['pytorch']:
+        print('PyTorch is not installed: left out')
