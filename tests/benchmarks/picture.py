@@ -20,12 +20,12 @@ def main():
     speed = json.loads((results_folder() / 'benchmarks.json').read_text())
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3), layout='constrained')
     histories = [run['history'] for run in record['runs']]
-    plot_curve(left, histories, 'test_acc', 'here', 0)
+    plot_curve(left, histories, 'test_acc', f'here, {len(histories)} seeds', 0)
     left.plot(range(1, 6), [row[2] for row in BOOK], 'k:', label="the book's run")
     left.set(title='Section 7.3 at full scale', xlabel='epoch', ylabel='test accuracy', ylim=(0, 1),
              xticks=range(1, 6))
     left.grid(alpha=0.3)
-    left.legend()
+    left.legend(loc='lower right', fontsize='small')
     plot_speed(speed, right)
     figure.savefig(results_folder() / '07_03_nin.png', dpi=120)
     path = results_folder() / f'{scaling.NAME}.json'
