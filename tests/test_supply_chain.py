@@ -182,7 +182,7 @@ def imports(source):
 def test_all_that_is_imported_is_asked_for_by_name():
     lines = sum(EXTRAS.values(), PROJECT['dependencies'])
     known = {canonicalize_name(Requirement(line).name) for line in lines}
-    own = {'d2l_ext', 'tests', *(path.stem for path in (ROOT / 'tests').glob('*.py'))}
+    own = {'d2l_ext', 'tests', *(path.stem for path in (ROOT / 'tests').iterdir())}
     missing = {(where, name) for where, source in sources()
                for name in imports(source) - own - sys.stdlib_module_names
                if canonicalize_name(DISTRIBUTIONS.get(name, name)) not in known}

