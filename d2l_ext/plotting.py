@@ -206,5 +206,5 @@ def plot_speed(record, axes=None):
                           for name, speed in zip(names, speeds)], padding=3, fontsize='small')
     axes.set(xlabel='training images/s',
              title=f"{record['resize']}x{record['resize']}, batch size {record['batch_size']}",
-             xlim=(0, 1.3 * max(speeds)))
+             xlim=(0, 1.5 * max(speeds)))
     return axes

@@ -18,7 +18,7 @@ def main():
     matplotlib.use('Agg')
     record = load_record(results_folder() / '07_03_nin_book.json')
     speed = json.loads((results_folder() / 'benchmarks.json').read_text())
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3), layout='constrained')
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10.5, 3.2), layout='constrained')
     histories = [run['history'] for run in record['runs']]
     plot_curve(left, histories, 'test_acc', f'here, {len(histories)} seeds', 0)
     left.plot(range(1, 6), [row[2] for row in BOOK], 'k:', label="the book's run")
