@@ -90,6 +90,11 @@ class Batches:
         # An image can be reflected only so far.
         self.shift = check_int('shift', shift, 0, min(images.shape[-2:]) - 1)
 
+    @property
+    def image_size(self):
+        """Height and width of the images handed out, in pixels."""
+        return self.images.shape[-2:] if self.resize is None else (self.resize, self.resize)
+
     def __len__(self):
         """Return the number of batches in a pass."""
         return -(-len(self.images) // self.batch_size)
@@ -159,6 +164,15 @@ class Batches:
             random_state=check_int('seed', seed, 0, 2**32 - 1))
         return (self._part(np.sort(kept)),
                 self._part(np.sort(held_out), shuffle=False, flip=False, shift=0))
+
+
+def common_size(iterables):
+    """Return height and width of all images in several iterables, or None if nothing tells.
+
+    Batches tell by their `image_size`.
+    """
+    sizes = {getattr(iterable, 'image_size', None) for iterable in iterables}
+    return sizes.pop() if len(sizes) == 1 else None
 
 
 def _flip_and_shift(images, flip, shift):

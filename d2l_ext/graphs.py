@@ -2,6 +2,7 @@
 from .arguments import check_choice, check_shape, check_type, refusal
 from .cuda import has_tensor_cores
 from .devices import PRECISIONS, check_ctx, mx
+from .kernels import for_cpu
 from .layout import channels_last
 
 gluon, nn = mx.gluon, mx.gluon.nn
@@ -58,7 +59,12 @@ def trace(net):
         return None
 
 
-def compiled(net, precision='float32'):
+def _is_on_gpu(net):
+    return any(ctx.device_type == 'gpu' for param in net.collect_params().values()
+               for ctx in param.list_ctx())
+
+
+def compiled(net, precision='float32', image_size=None):
     """Return a faster function that computes what `net` computes, on the same parameters.
 
     The layers become one graph with fixed memory; in bfloat16 or float16, convolutions and dense
@@ -73,11 +79,17 @@ def compiled(net, precision='float32'):
         hooks or with a `forward` of its own, is returned as it is and computes in float32.
     precision : {'float32', 'bfloat16', 'float16'}
         In which the layers compute.
+    image_size : pair of int, optional
+        Height and width of all images, if they are known beforehand. On a CPU convolutions are
+        then rearranged, see :mod:`d2l_ext.kernels`, and other images no longer fit.
     """
     check_choice('precision', precision, PRECISIONS[1:])
     graph = trace(net)
     if graph is None:
         return net
+    plain = graph
+    if image_size is not None and not _is_on_gpu(net):
+        graph = for_cpu(graph, image_size)
     if precision != 'float32':
         from mxnet.contrib import amp
         if precision == 'float16' and has_tensor_cores():
@@ -86,6 +98,8 @@ def compiled(net, precision='float32'):
         graph = mx.sym.amp_cast(graph, dtype='float32')
     data = mx.sym.var('data', dtype='float32')
     block = gluon.SymbolBlock(graph, data, params=net.collect_params())
+    # Deferred shapes cannot be inferred backwards through what rearranges the weights.
+    block.infer_shape = gluon.SymbolBlock(plain, data, params=net.collect_params()).infer_shape
     block.hybridize(static_alloc=True, static_shape=True)
     return block
 

@@ -265,6 +265,7 @@ CASES = {
         lambda folder: {'images': images().images},
         [*unexpected('images', IMAGES, [[0]], np.zeros((4, 4, 4)), np.zeros((0, 4, 4), np.uint8)),
          *number('max_value', 'above 0', 0, -1)]),
+    'batches.common_size': Case(lambda folder: {'iterables': [images()]}, [], free=('iterables',)),
     'data.load_data_fashion_mnist': Case(archives, LOADER + FILES),
     'data.load_data_digits': Case(lambda folder: {'batch_size': 4}, LOADER),
     'data.load_data': Case(lambda folder: {'batch_size': 4}, LOADER),
@@ -285,6 +286,9 @@ CASES = {
     # --- networks ---
     'layout.channels_last': Case(lambda folder: {'graph': mx.sym.var('data')},
                                  unexpected('graph', 'a symbol', 3, None, dense())),
+    'kernels.for_cpu': Case(lambda folder: {'graph': mx.sym.var('data'), 'image_size': (4, 4)},
+                            [*unexpected('graph', 'a symbol', 3, None, dense()),
+                             *pair('image_size', 1)]),
     'inception.Inception': Case(
         lambda folder: {'c1': 1, 'c2': 2, 'c3': (1, 2), 'c4': 3},
         [*whole('c1', 1), *pair('c2', 1), *pair('c3', 1), *whole('c4', 1),
@@ -452,7 +456,8 @@ CASES = {
         free=('name',)),
     'graphs.compiled': Case(
         lambda folder: {'net': dense()},
-        [*NETS, *unexpected('precision', 'float32, bfloat16, float16', 'auto', None, 16)]),
+        [*NETS, *unexpected('precision', 'float32, bfloat16, float16', 'auto', None, 16),
+         *(row for row in pair('image_size', 1) if row.value is not None)]),
     'evaluation.predict': PREDICTION,
     'evaluation.evaluate_accuracy': PREDICTION,
     'training.print_epoch': Case(

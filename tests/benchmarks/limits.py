@@ -26,7 +26,10 @@ CALLS = 5
 BATCHES = 5  # of a turn of training
 STEPS = 5  # that the profiler watches
 # What MXNet runs apart from the layers, by a part of its name.
-OTHERS = {'amp_cast': 'casts', 'update': 'optimizer', 'zeros': 'zeros for max pooling'}
+OTHERS = {'amp_cast': 'casts', 'update': 'optimizer',
+          **dict.fromkeys(('zeros_like', 'Pad', 'Concat', 'slice', 'Reshape', 'transpose', 'space'),
+                          'rearranging images and weights'),
+          'zeros': 'zeros for max pooling'}
 
 
 def best_seconds(function):
@@ -138,7 +141,8 @@ def profile(batch_size, resize, precision):
     from d2l_ext.graphs import compiled
 
     net, trainer = peers.prepare(peers.section_net(mx.gluon.nn))
-    forward, loss = compiled(net, precision), mx.gluon.loss.SoftmaxCrossEntropyLoss()
+    forward = compiled(net, precision, (resize, resize))
+    loss = mx.gluon.loss.SoftmaxCrossEntropyLoss()
     # By default up to 15 operators run, and are seen, as one.
     forward.hybridize(static_alloc=True, static_shape=True, forward_bulk_size=0,
                       backward_bulk_size=0)

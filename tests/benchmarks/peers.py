@@ -36,6 +36,10 @@ class Timed:
             yield batch
 
     @property
+    def image_size(self):
+        return getattr(self.data_iter, 'image_size', None)
+
+    @property
     def images_per_second(self):
         return self.num_images / self.seconds
 
@@ -91,13 +95,21 @@ def d2l_train_ch6_on_all_cores(num_batches, batch_size, resize):
     return d2l_train_ch6(num_batches, batch_size, resize)
 
 
+class InMemory(list):
+    """A list of batches that tells the size of its images, as those of d2l_ext do."""
+
+    @property
+    def image_size(self):
+        return self[0][0].shape[2:]
+
+
 def random_batches(num_batches, batch_size, resize):
     """Return one batch of noise as often as `Timed` needs it: a loop without an input pipeline."""
     from d2l_ext.devices import mx
 
     X = mx.nd.random.uniform(shape=(batch_size, 1, resize, resize), ctx=mx.cpu())
     y = mx.nd.random.randint(0, 10, shape=(batch_size,), ctx=mx.cpu())
-    return [(X, y)] * (num_batches + 2)
+    return InMemory([(X, y)] * (num_batches + 2))
 
 
 def prepare(net):
@@ -143,7 +155,7 @@ def d2l_ext_train_ch5(num_batches, batch_size, resize, precision='auto', in_memo
     net, trainer = prepare(nin_cifar10() if cifar10 else section_net(mx.gluon.nn, **changes))
     if in_memory:
         train_iter = random_batches(num_batches, batch_size, resize)
-        test_iter = [(train_iter[0][0][:1], train_iter[0][1][:1])]
+        test_iter = InMemory([(train_iter[0][0][:1], train_iter[0][1][:1])])
     else:
         train_iter, test_iter = d2l.load_data_fashion_mnist(batch_size, resize=resize, ctx=ctx)
         test_iter = test_iter.take(batch_size)

@@ -1,0 +1,114 @@
+"""Convolutions in the shapes that a CPU computes fastest.
+
+MXNet convolves with oneDNN, whose kernels work on 16 channels at a time
+(https://uxlfoundation.github.io/oneDNN/dev_guide_understanding_memory_formats.html). What does not
+fit falls back to slower code. NiN has both kinds of misfits: its first convolution reads images of
+a single channel, and its last block has ten filters.
+"""
+import ast
+import json
+import math
+
+from .arguments import check_pair, check_type
+from .devices import mx
+
+_CHANNELS = 16  # at a time: as many float32 numbers as an AVX-512 register holds
+
+
+def for_cpu(graph, image_size):
+    """Return a graph that computes the same faster, for images of one size.
+
+    - Filters are padded with zeros to a multiple of 16 filters; what those compute is cut off.
+    - A convolution that reads the images with a stride becomes one without: each block of stride x
+      stride pixels turns into the channels of one pixel, and so do the weights, padded with zeros
+      to whole blocks ("space to depth").
+
+    Input, output and parameters keep their names and shapes. What changes is the order in which a
+    sum is added up.
+
+    Parameters
+    ----------
+    graph : mxnet.symbol.Symbol
+        As :func:`d2l_ext.graphs.trace` returns it.
+    image_size : pair of int
+        Height and width of the images, in pixels. Only sizes that are multiples of the stride are
+        cut into blocks.
+
+    Returns
+    -------
+    mxnet.symbol.Symbol
+
+    Raises
+    ------
+    ValueError
+        If `graph` is no symbol or `image_size` no such pair.
+    """
+    check_type('graph', graph, mx.sym.Symbol, 'a symbol, such as graphs.trace(net)')
+    image_size = check_pair('image_size', image_size, 1)
+    old = json.loads(graph.tojson(remove_amp_cast=False))
+    nodes, place = [], []  # of the new graph; and where in it each node of the old one is
+
+    def add(op, name, inputs, **attrs):
+        nodes.append({'op': op, 'name': name, 'inputs': inputs,
+                      'attrs': {key: str(value) for key, value in attrs.items()}})
+        return [len(nodes) - 1, 0, 0]
+
+    for node in old['nodes']:
+        inputs = [[place[entry[0]], *entry[1:]] for entry in node['inputs']]
+        name, attrs = node['name'], dict(node.get('attrs', {}))
+        number = int(attrs.get('num_filter', 0))
+        if node['op'] != 'Convolution' or attrs.get('num_group', '1') != '1':
+            number = 0
+        elif nodes[inputs[0][0]]['op'] == 'null' and _fits_blocks(attrs, image_size):
+            inputs[:2] = _in_blocks(add, name, attrs, *inputs[:2])
+        missing = -number % _CHANNELS
+        if missing:
+            attrs['num_filter'] = str(number + missing)
+            inputs[1:] = [_padded(add, f'{name}_{i}', entry, number, missing)
+                          for i, entry in enumerate(inputs[1:])]
+            wide = [len(nodes), 0, 0]
+            nodes.append({**node, 'name': f'{name}_wide', 'attrs': attrs, 'inputs': inputs})
+            add('slice_axis', name, [wide], axis=1, begin=0, end=number)
+        else:
+            nodes.append({**node, 'attrs': attrs, 'inputs': inputs})
+        place.append(len(nodes) - 1)
+    heads = [[place[entry[0]], *entry[1:]] for entry in old['heads']]
+    variables = [i for i, node in enumerate(nodes) if node['op'] == 'null']
+    return mx.sym.load_json(json.dumps({'nodes': nodes, 'arg_nodes': variables, 'heads': heads,
+                                        'attrs': old['attrs']}))
+
+
+def _pair(attrs, key, default):
+    return ast.literal_eval(attrs.get(key, '()')) or default
+
+
+def _fits_blocks(attrs, image_size):
+    """Return whether a convolution of images with these attributes can read them in blocks."""
+    stride = _pair(attrs, 'stride', (1, 1))
+    return (len(_pair(attrs, 'kernel', ())) == 2 and stride[0] == stride[1] > 1
+            and _pair(attrs, 'pad', (0, 0)) == (0, 0) and _pair(attrs, 'dilate', (1, 1)) == (1, 1)
+            and not any(size % stride[0] for size in image_size))
+
+
+def _in_blocks(add, name, attrs, images, weights):
+    """Add the nodes that rearrange images and weights; change `attrs` to fit; return both."""
+    block, kernel = _pair(attrs, 'stride', ())[0], _pair(attrs, 'kernel', ())
+    missing = [-size % block for size in kernel]
+    attrs.update(stride='(1, 1)', kernel=str(tuple((size + more) // block
+                                                   for size, more in zip(kernel, missing))))
+    # MXNet's own space_to_depth takes more than twice the time of the transpose.
+    images = add('Reshape', f'{name}_cut', [images], shape=(0, 0, -4, -1, block, -4, -1, block))
+    images = add('transpose', f'{name}_turned', [images], axes=(0, 3, 5, 1, 2, 4))
+    for i in range(2):
+        images = add('Reshape', f'{name}_channels{i}', [images], shape=(0, -3, -2))
+    weights = add('Pad', f'{name}_whole', [weights], mode='constant',
+                  pad_width=(0, 0, 0, 0, 0, missing[0], 0, missing[1]))
+    return images, add('space_to_depth', f'{name}_blocks', [weights], block_size=block)
+
+
+def _padded(add, name, entry, number, missing):
+    """Add the nodes that put `missing` zeros behind the `number` items on the first axis."""
+    zeros = add('zeros_like', f'{name}_zeros', [entry])
+    copies = math.ceil(missing / number)
+    both = add('Concat', f'{name}_padded', [entry] + copies * [zeros], dim=0, num_args=1 + copies)
+    return add('slice_axis', f'{name}_wide', [both], axis=0, begin=0, end=number + missing)

@@ -1,0 +1,173 @@
+"""Graphs rearranged for CPUs: what they compute, what they change, and when they are used."""
+import ast
+
+import numpy as np
+import pytest
+from test_layout import NETS, assert_close, nodes_of, with_unknown_layers
+
+from d2l_ext import graphs, load_data_digits, range_test, train_ch5
+from d2l_ext.batches import common_size
+from d2l_ext.devices import mx
+from d2l_ext.evaluation import predict
+from d2l_ext.graphs import compiled, trace
+from d2l_ext.kernels import for_cpu
+from d2l_ext.nets import nin
+
+nd, nn = mx.nd, mx.gluon.nn
+
+CPU = mx.cpu()
+
+
+def one_layer(layer):
+    net = nn.HybridSequential()
+    net.add(layer)
+    return net
+
+
+# Beside nets: layers whose first convolution can or cannot be cut into blocks.
+CASES = {
+    **NETS,
+    'stride 2 in colour': (lambda: one_layer(nn.Conv2D(20, 3, 2)), (2, 3, 12, 10)),
+    'a window smaller than the stride': (lambda: one_layer(nn.Conv2D(3, (2, 5), 4)), (2, 2, 8, 16)),
+    'no bias': (lambda: one_layer(nn.Conv2D(7, 4, 4, use_bias=False)), (2, 1, 8, 8)),
+    'size no multiple': (lambda: one_layer(nn.Conv2D(5, 3, 2)), (2, 1, 11, 12)),
+    'padded': (lambda: one_layer(nn.Conv2D(5, 3, 2, 1)), (2, 1, 12, 12)),
+    'dilated': (lambda: one_layer(nn.Conv2D(5, 3, 2, dilation=2)), (2, 1, 12, 12)),
+    'one dimension': (lambda: one_layer(nn.Conv1D(5, 3, 2)), (2, 3, 12)),
+    'three dimensions': (lambda: one_layer(nn.Conv3D(5, 3, 2)), (2, 1, 8, 8, 8)),
+    'transposed': (lambda: one_layer(nn.Conv2DTranspose(5, 3, 2)), (2, 3, 6, 6)),
+}
+
+
+@pytest.fixture(params=CASES)
+def graph_and_shape(request):
+    make_net, shape = CASES[request.param]
+    net = make_net()
+    for layer in net:
+        if isinstance(layer, nn.Dropout):
+            layer._rate = 0  # else the two graphs draw other numbers
+    return trace(net), shape
+
+
+def run(graph, shape, shapes):
+    """Return the output in training and all gradients, by name."""
+    executor, rng = graph.simple_bind(CPU, data=shape, **shapes), np.random.RandomState(0)
+    for name, array in sorted(executor.arg_dict.items()):
+        fan_in = 2 if name == 'data' else np.prod(array.shape[1:])
+        array[:] = rng.normal(size=array.shape) * np.sqrt(2 / fan_in)
+    output, = executor.forward(is_train=True)
+    executor.backward(nd.array(rng.normal(size=output.shape)))
+    return {name: array.asnumpy() for name, array in
+            [('output', output), *executor.grad_dict.items()]}
+
+
+def test_names_output_and_gradients_stay(graph_and_shape):
+    graph, shape = graph_and_shape
+    result = for_cpu(graph, (*shape[2:], *shape[2:])[:2])
+    assert result.list_arguments() == graph.list_arguments()
+    assert result.list_outputs() == graph.list_outputs()
+    shapes = dict(zip(graph.list_arguments(), graph.infer_shape(data=shape)[0]))
+    del shapes['data']
+    mx.random.seed(0)
+    expected = run(graph, shape, shapes)
+    mx.random.seed(0)
+    assert_close(run(result, shape, shapes), expected, 1e-4)
+
+
+def convolutions(graph):
+    return [node['attrs'] for node in nodes_of(graph) if node['op'] == 'Convolution']
+
+
+@pytest.mark.parametrize('make_net, shape', NETS.values(), ids=NETS)
+def test_filters_come_in_sixteens(make_net, shape):
+    before, after = trace(make_net()), for_cpu(trace(make_net()), shape[2:])
+    numbers = [[int(attrs['num_filter']) for attrs in convolutions(graph)
+                if attrs['num_group'] == '1'] for graph in (before, after)]
+    assert numbers[1] == [-(-number // 16) * 16 for number in numbers[0]]
+    groups = [[attrs['num_filter'] for attrs in convolutions(graph) if attrs['num_group'] != '1']
+              for graph in (before, after)]
+    assert groups[0] == groups[1] and (len(groups[0]) == (make_net is with_unknown_layers))
+
+
+@pytest.mark.parametrize('case, kernel', [
+    ('nin', (3, 3)), ('nin_imagenet', (3, 3)), ('stride 2 in colour', (2, 2)),
+    ('a window smaller than the stride', (1, 2)), ('no bias', (1, 1)), ('nin_cifar10', None),
+    ('size no multiple', None), ('padded', None), ('dilated', None), ('three dimensions', None)])
+def test_which_convolutions_read_blocks(case, kernel):
+    make_net, shape = CASES[case]
+    before, after = (convolutions(graph)[0] for graph in
+                     (trace(make_net()), for_cpu(trace(make_net()), shape[2:4])))
+    if kernel is None:
+        assert (after['kernel'], after['stride']) == (before['kernel'], before['stride'])
+    else:
+        assert (after['kernel'], after['stride']) == (str(kernel), '(1, 1)')
+
+
+def test_only_what_reads_the_images_is_cut_into_blocks():
+    net = nn.HybridSequential()
+    net.add(nn.Conv2D(16, 1), nn.Conv2D(16, 2, 2))
+    strides = [ast.literal_eval(attrs['stride']) for attrs in
+               convolutions(for_cpu(trace(net), (8, 8)))]
+    assert strides == [(1, 1), (2, 2)]
+
+
+@pytest.mark.parametrize('image_size', [None, (67, 67), (68, 68)])
+def test_deferred_parameters_are_drawn_as_ever(image_size):
+    X, drawn = nd.ones((2, 1, *(image_size or (67, 67)))), []
+    for make in (lambda net: net, lambda net: compiled(net, image_size=image_size)):
+        mx.random.seed(3)
+        net = nin()
+        net.initialize()
+        make(net)(X)
+        drawn.append([param.data().asnumpy() for param in net.collect_params().values()])
+    assert all((a == b).all() for a, b in zip(*drawn)) and len(drawn[0]) == 24
+
+
+def test_without_a_size_nothing_is_rearranged():
+    net = nin()
+    net.initialize()
+    data = mx.sym.var('data', dtype='float32')
+    plain = [attrs['num_filter'] for attrs in convolutions(compiled(net)(data))]
+    assert plain == 3 * ['96'] + 3 * ['256'] + 3 * ['384'] + 3 * ['10']
+    wide = [attrs['num_filter'] for attrs in convolutions(compiled(net, image_size=96)(data))]
+    assert wide == plain[:9] + 3 * ['16']
+
+
+def test_the_size_that_all_images_have():
+    train_iter, test_iter = load_data_digits(4, resize=12)
+    assert common_size([train_iter, test_iter]) == (12, 12)
+    assert common_size([train_iter, load_data_digits(4)[1]]) is None
+    assert common_size([train_iter, [next(iter(train_iter))]]) is None  # a list does not tell
+    assert common_size([load_data_digits(4)[0]]) == (8, 8)
+
+
+@pytest.mark.parametrize('known', [True, False])
+def test_training_predicting_and_testing_rates_tell_the_size(monkeypatch, known):
+    sizes = []
+
+    def spy(net, precision='float32', image_size=None):
+        sizes.append(image_size)
+        return compiled(net, precision, image_size)
+
+    for module in ('training', 'evaluation', 'lr_finder'):
+        monkeypatch.setattr(f'd2l_ext.{module}.compiled', spy)
+    train_iter, test_iter = (batches.take(20) for batches in load_data_digits(10, resize=12))
+    if not known:
+        train_iter, test_iter = list(train_iter), list(test_iter)
+    net = nn.HybridSequential()
+    net.add(nn.Conv2D(10, 4, 4), nn.GlobalAvgPool2D(), nn.Flatten())
+    net.initialize()
+    trainer = mx.gluon.Trainer(net.collect_params(), 'sgd')
+    train_ch5(net, train_iter, test_iter, 10, trainer, CPU, 1)
+    predict(net, test_iter, CPU)
+    range_test(net, train_iter, trainer, CPU, num_steps=10)
+    assert sizes == 3 * [(12, 12) if known else None]
+
+
+def test_never_on_a_gpu(monkeypatch):
+    monkeypatch.setattr(graphs, 'for_cpu', lambda *_: pytest.fail('rearranged'))
+    net = nin()
+    net.initialize()
+    for param in net.collect_params().values():
+        monkeypatch.setattr(param, 'list_ctx', lambda: [mx.gpu()])
+    compiled(net, image_size=(96, 96))
