@@ -111,6 +111,30 @@ def test_only_what_reads_the_images_is_cut_into_blocks():
     assert strides == [(1, 1), (2, 2)]
 
 
+def order(graph):
+    return [node['op'] for node in nodes_of(graph) if node['op'] in ('Activation', 'Pooling')]
+
+
+def test_maxima_are_pooled_before_the_relu():
+    relu, pool = 'Activation', 'Pooling'
+    assert order(for_cpu(trace(nin()), (97, 97))) == [
+        *3 * [relu, relu, pool, relu], relu, relu, relu, pool]
+
+
+@pytest.mark.parametrize('layers', [
+    lambda: [nn.Activation('relu'), nn.AvgPool2D(2), nn.Flatten()],
+    lambda: [nn.Activation('sigmoid'), nn.MaxPool2D(2), nn.Flatten()],
+    lambda: [nn.Activation('relu'), nn.MaxPool2D(2)],  # would rename the output
+    lambda: [nn.Activation('relu'), nn.HybridLambda(lambda F, X: F.concat(
+        F.flatten(X), F.flatten(F.Pooling(X, kernel=(2, 2), pool_type='max')), dim=1))],
+], ids=['mean', 'sigmoid', 'the output', 'the ReLU has another reader'])
+def test_other_poolings_stay_where_they_are(layers):
+    net = nn.HybridSequential()
+    net.add(nn.Conv2D(16, 1), *layers())
+    graph = trace(net)
+    assert order(for_cpu(graph, (8, 8))) == order(graph) == ['Activation', 'Pooling']
+
+
 @pytest.mark.parametrize('image_size', [None, (67, 67), (68, 68)])
 def test_deferred_parameters_are_drawn_as_ever(image_size):
     X, drawn = nd.ones((2, 1, *(image_size or (67, 67)))), []
