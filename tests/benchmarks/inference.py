@@ -58,11 +58,11 @@ def _block(net, graph):
     return block
 
 
-def compiled(net, precision):
+def compiled(net, precision, resize):
     """As `predict` computes."""
     from d2l_ext import graphs
 
-    return graphs.compiled(net, precision)
+    return graphs.compiled(net, precision, (resize, resize))
 
 
 def fused(net, precision):
@@ -107,11 +107,11 @@ def load_quantized(path):
 
 
 VARIANTS = {
-    'float32': lambda path: compiled(trained_net(), 'float32'),
-    'float32, fused': lambda path: fused(trained_net(), 'float32'),
-    'bfloat16': lambda path: compiled(trained_net(), 'bfloat16'),
-    'bfloat16, fused': lambda path: fused(trained_net(), 'bfloat16'),
-    'int8': load_quantized,
+    'float32': lambda path, resize: compiled(trained_net(), 'float32', resize),
+    'float32, fused': lambda path, resize: fused(trained_net(), 'float32'),
+    'bfloat16': lambda path, resize: compiled(trained_net(), 'bfloat16', resize),
+    'bfloat16, fused': lambda path, resize: fused(trained_net(), 'bfloat16'),
+    'int8': lambda path, resize: load_quantized(path),
 }
 
 
@@ -135,7 +135,7 @@ def mxnet_rates(variant, batch_size, resize, path):
     from d2l_ext.devices import mx
     from d2l_ext.threads import num_threads
 
-    net = VARIANTS[variant](path)
+    net = VARIANTS[variant](path, resize)
     X = mx.nd.random.uniform(shape=(batch_size, 1, resize, resize), ctx=mx.cpu())
     return {**rates(lambda X: net(X).wait_to_read(), X), 'threads': num_threads()}
 
@@ -145,7 +145,7 @@ def accuracy(variant, batch_size, resize, path):
     import d2l_ext
     from d2l_ext.devices import mx
 
-    net = VARIANTS[variant](path)
+    net = VARIANTS[variant](path, resize)
     _, test_iter = d2l_ext.load_data_fashion_mnist(batch_size, resize, ctx=mx.cpu())
     right = sum(int((net(X).argmax(axis=1).astype('int32') == y).sum().asscalar())
                 for X, y in test_iter)
