@@ -151,7 +151,10 @@ def test_operations_have_the_multiply_adds_of_resources():
     cost = summary(net, (1, 67, 67), 2)
     assert sum(op['forward']['flops'] for op in ops) == 2 * cost.total_mult_adds
     assert sum(op['backward']['flops'] for op in ops) == 2 * cost.backward_mult_adds
-    assert [op['op'] for op in ops[:7]] == ['Convolution', 'Activation'] * 3 + ['Pooling']
+    assert [op['op'] for op in ops[:7]] == [
+        *['Convolution', 'Activation'] * 2, 'Convolution', 'Pooling', 'Activation']
+    pooled = 2 * 2 * 96 * 7 * 7  # bytes for two images
+    assert ops[6]['forward']['bytes'] == 2 * pooled
 
 
 def test_bytes_are_those_of_each_array_once():

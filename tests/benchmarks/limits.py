@@ -65,7 +65,7 @@ def machine_rates(precisions):
 
 
 def operations(net, input_shape, batch_size, precision):
-    """Return what each operation of a training step computes and moves, in order.
+    """Return what each operation of a training step computes and moves, in the order of its run.
 
     A dictionary each, with `layer` and `kind` as `d2l_ext.resources.summary` names them, the
     operator's name `op`, and FLOPs and bytes, forward and backward. Bytes count each array that
@@ -77,9 +77,14 @@ def operations(net, input_shape, batch_size, precision):
     size = DTYPE_BYTES[precision]
     rows = summary(net, input_shape, batch_size, precision).rows
     ops = [node['op'] for node in json.loads(trace(net).tojson())['nodes'] if node['op'] != 'null']
+    layers = [(row, op, row.activation_bytes) for row, op in zip(rows, ops)]
+    for i in range(len(layers) - 1):
+        (relu, op, _), (pool, pooling, written) = layers[i:i + 2]
+        if op == 'Activation' and pool.kind == 'MaxPool2D':  # d2l_ext.kernels pools first
+            layers[i:i + 2] = [(pool, pooling, written), (relu, op, written)]
     result, read = [], size * batch_size * math.prod(input_shape)
-    for i, (row, op) in enumerate(zip(rows, ops)):
-        written, weights = row.activation_bytes, size * (row.weights + row.biases)
+    for i, (row, op, written) in enumerate(layers):
+        weights = size * (row.weights + row.biases)
         # Backward, a layer reads the gradient of its output and writes that of its input. A
         # convolution reads input and weights again and writes gradients of the weights; the first
         # layer needs no gradient of the images. A ReLU looks at its output.
