@@ -178,7 +178,7 @@ def plot_confusion(matrix, classes, figsize=(6, 5)):
     return axes
 
 
-def plot_speed(record, axes=None):
+def plot_speed(record, axes=None, limit=None):
     """Draw the images/s of each training loop in a record of ``python -m tests.benchmarks``.
 
     Parameters
@@ -187,6 +187,8 @@ def plot_speed(record, axes=None):
         With the medians under `rows`.
     axes : matplotlib.axes.Axes, optional
         Where to draw; by default in a new figure.
+    limit : float, optional
+        What the processor could do, images/s; drawn as a line.
 
     Returns
     -------
@@ -207,4 +209,8 @@ def plot_speed(record, axes=None):
     axes.set(xlabel='training images/s',
              title=f"{record['resize']}x{record['resize']}, batch size {record['batch_size']}",
              xlim=(0, 1.5 * max(speeds)))
+    if limit is not None:
+        axes.axvline(check_number('limit', limit, 0), color=COLORS[1], linestyle='--',
+                     label="limit: the processor's matrix products")
+        axes.legend(loc='lower right', fontsize='small')
     return axes

@@ -373,7 +373,7 @@ CASES = {
             'a': {'images_per_second': 1., 'ratio': 1., 'turns': [{'threads': 1}]}}}},
         [*unexpected('record', 'the keys rows, resize, batch_size', 3, None, {}), *AXES,
          Row('record', {'resize': 8, 'batch_size': 2, 'rows': {'a': {}}}, 'images_per_second',
-             '{}')]),
+             '{}'), *(row for row in number('limit', 'above 0', 0) if row.value is not None)]),
     # --- records ---
     'records.checkpoint_path': Case(
         lambda folder: {'name': 'a', 'config': {}, 'seed': 0},

@@ -1,6 +1,6 @@
 """Draw the pictures from the records: python -m tests.benchmarks.picture.
 
-The README's, 07_03_nin.png, and the cost as work grows, benchmarks_scaling.png, once that is there.
+The README's, 07_03_nin.png, and the cost as work grows, benchmarks_scaling.png.
 """
 import json
 
@@ -11,7 +11,7 @@ from d2l_ext import load_record, results_folder
 from d2l_ext.__main__ import BOOK
 from d2l_ext.plotting import plot_curve, plot_speed
 
-from . import scaling
+from . import limits, scaling
 
 
 def main():
@@ -26,11 +26,11 @@ def main():
              xticks=range(1, 6))
     left.grid(alpha=0.3)
     left.legend(loc='lower right', fontsize='small')
-    plot_speed(speed, right)
+    limit = json.loads((results_folder() / f'{limits.NAME}.json').read_text())
+    plot_speed(speed, right, limit['limit_images_per_second'][limit['precision']])
     figure.savefig(results_folder() / '07_03_nin.png', dpi=120)
     path = results_folder() / f'{scaling.NAME}.json'
-    if path.exists():
-        scaling.draw(json.loads(path.read_text())).savefig(path.with_suffix('.png'), dpi=120)
+    scaling.draw(json.loads(path.read_text())).savefig(path.with_suffix('.png'), dpi=120)
 
 
 if __name__ == '__main__':
