@@ -169,8 +169,8 @@ class _Watch:
 
     def look(self, enough):
         """Return loss and right answers so far; raise on broken numbers, tell of a dead start."""
-        right, outside, pixels = (float(s) for s in self.sums.asnumpy())
-        check_sums(outside, pixels, self.num_classes)
+        right, outside, broken = (float(s) for s in self.sums.asnumpy())
+        check_sums(outside, broken, self.num_classes)
         loss, zero_run = self.loss.asscalar(), int(self.zero_run.asscalar())
         if not math.isfinite(loss):
             raise FloatingPointError(f'the loss became {loss} in epoch {self.epoch}. {ADVICE}')
