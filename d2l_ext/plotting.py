@@ -205,12 +205,13 @@ def plot_speed(record, axes=None, limit=None):
     bars = axes.barh([f"{name}, {record['rows'][name]['turns'][0]['threads']} thread(s)"
                       for name in names], speeds, color=COLORS[0])
     axes.bar_label(bars, [f"{speed:.0f} ({record['rows'][name]['ratio']:.1f}x)"
-                          for name, speed in zip(names, speeds)], padding=3, fontsize='small')
+                          for name, speed in zip(names, speeds)], padding=3, fontsize='small',
+                   bbox={'facecolor': 'white', 'edgecolor': 'none', 'pad': 1})
     axes.set(xlabel='training images/s',
              title=f"{record['resize']}x{record['resize']}, batch size {record['batch_size']}",
              xlim=(0, 1.5 * max(speeds)))
     if limit is not None:
-        axes.axvline(check_number('limit', limit, 0), color=COLORS[1], linestyle='--',
-                     label="limit: the processor's matrix products")
-        axes.legend(loc='lower right', fontsize='small')
+        axes.axvline(check_number('limit', limit, 0), color=COLORS[1], linestyle='--', zorder=0,
+                     label='limit (matrix products)')
+        axes.legend(loc='upper right', fontsize='small')
     return axes

@@ -121,12 +121,13 @@ def draw(record):
                    ':', color=style['color'])
         memory.plot(values, [row['peak_gib'] for row in rows], **style)
         memory.set_xlabel(name)
-        memory.xaxis.set_major_locator(MaxNLocator(integer=True))
+        memory.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     for panel in axes.flat:
         panel.grid(alpha=0.3)
-        panel.set_ylim(bottom=0)
+        panel.set_ylim(0, 1.1 * panel.get_ylim()[1])
     axes[0, 0].set_yscale('log')  # the work grows with the square of the size
-    axes[0, 0].legend(fontsize='x-small')
+    axes[0, 0].set_ylim(20, None)
+    axes[0, 0].legend(loc='upper right', fontsize='x-small')
     axes[0, 0].set_ylabel('training images/s')
     axes[1, 0].set_ylabel('peak memory, GiB')
     return figure
