@@ -169,10 +169,11 @@ class Batches:
 def common_size(iterables):
     """Return height and width of all images in several iterables, or None if nothing tells.
 
-    Batches tell by their `image_size`.
+    Batches tell by their `image_size`, a pair; whatever else goes by that name tells nothing.
     """
-    sizes = {getattr(iterable, 'image_size', None) for iterable in iterables}
-    return sizes.pop() if len(sizes) == 1 else None
+    sizes = [getattr(iterable, 'image_size', None) for iterable in iterables]
+    known = all(isinstance(size, tuple) and len(size) == 2 for size in sizes)
+    return sizes[0] if known and len(set(sizes)) == 1 else None
 
 
 def _flip_and_shift(images, flip, shift):

@@ -87,7 +87,8 @@ def compiled(net, precision='float32', image_size=None):
     graph = trace(net)
     if graph is None:
         return net
-    plain = graph
+    data, params = mx.sym.var('data', dtype='float32'), net.collect_params()
+    plain = gluon.SymbolBlock(graph, data, params=params)
     if image_size is not None and not _is_on_gpu(net):
         graph = for_cpu(graph, image_size)
     if precision != 'float32':
@@ -96,10 +97,9 @@ def compiled(net, precision='float32', image_size=None):
             graph = channels_last(graph)
         graph = amp.convert_symbol(graph, precision, data_names=['data'])
         graph = mx.sym.amp_cast(graph, dtype='float32')
-    data = mx.sym.var('data', dtype='float32')
-    block = gluon.SymbolBlock(graph, data, params=net.collect_params())
+    block = gluon.SymbolBlock(graph, data, params=params)
     # Deferred shapes cannot be inferred backwards through what rearranges the weights.
-    block.infer_shape = gluon.SymbolBlock(plain, data, params=net.collect_params()).infer_shape
+    block.infer_shape = plain.infer_shape
     block.hybridize(static_alloc=True, static_shape=True)
     return block
 

@@ -1,5 +1,6 @@
 """Graphs rearranged for CPUs: what they compute, what they change, and when they are used."""
 import ast
+import types
 
 import numpy as np
 import pytest
@@ -163,6 +164,11 @@ def test_the_size_that_all_images_have():
     assert common_size([train_iter, load_data_digits(4)[1]]) is None
     assert common_size([train_iter, [next(iter(train_iter))]]) is None  # a list does not tell
     assert common_size([load_data_digits(4)[0]]) == (8, 8)
+
+
+@pytest.mark.parametrize('other', [28, [12, 12], (3, 12, 12), '12'])
+def test_what_is_called_image_size_elsewhere_tells_nothing(other):
+    assert common_size([types.SimpleNamespace(image_size=other)]) is None
 
 
 @pytest.mark.parametrize('known', [True, False])

@@ -4,6 +4,7 @@ import pathlib
 import re
 
 import pytest
+from benchmarks.turns import spread
 
 from d2l_ext import load_record, results_folder
 from d2l_ext.__main__ import BOOK
@@ -47,23 +48,18 @@ def span(values, digits):
         f'{mean} ({min(values):.{digits}f} to {max(values):.{digits}f})'
 
 
-def spread(row, digits='.2f'):
-    ratio, low, high = (f"{row[f'ratio{end}']:{digits}}" for end in ('', '_min', '_max'))
-    return f'{ratio} ({low} to {high})'
-
-
 def speed_rows():
     training, inference, limits, startup = (
         json.loads((results_folder() / f'{name}.json').read_text()) for name in (
             'benchmarks', 'benchmarks_inference', 'benchmarks_limits', 'benchmarks_startup'))
     yield training['environment']['processor']
     for name, row in training['rows'].items():
-        yield (f"| `{name}` | {row['images_per_second']:.1f} | {spread(row, '.1f')} | "
+        yield (f"| `{name}` | {row['images_per_second']:.1f} | {spread(row, digits='.1f')} | "
                f"{row['peak_gib']:.1f} GiB |")
     for row in (training['comparisons']['d2l_ext.train_ch5 against PyTorch'],
                 training['comparisons']['with batch normalization against without']):
         yield spread(row)
-    yield f"Training runs at {spread(limits['training'], '.0%')} of the rate"
+    yield f"Training runs at {spread(limits['training'], digits='.0%')} of the rate"
     for name, row in inference['rows'].items():
         yield (f"| `{name}` | {row['images_per_second']:.0f} | {row['latency_ms']:.1f} | "
                + (f"{row['accuracy']:.4f}" if 'accuracy' in row else '') + ' |')

@@ -78,10 +78,10 @@ def speed_row(turns, base):
             'peak_gib': max(turn['peak_gib'] for turn in turns), 'turns': turns}
 
 
-def spread(row, prefix=''):
+def spread(row, prefix='', digits='.2f'):
     """Return the ratio in a row as text, with the lowest and the highest."""
-    return '{:.2f} ({:.2f} to {:.2f})'.format(
-        *(row[f'{prefix}ratio{end}'] for end in ('', '_min', '_max')))
+    ratio, low, high = (f"{row[f'{prefix}ratio{end}']:{digits}}" for end in ('', '_min', '_max'))
+    return f'{ratio} ({low} to {high})'
 
 
 def print_table(title, rows):
