@@ -43,7 +43,7 @@ def nin_block(num_channels, kernel_size, strides, padding, num_one_by_one=2):
     return mlpconv([num_channels] * (1 + num_one_by_one), kernel_size, strides, padding)
 
 
-def mlpconv(channels, kernel_size, strides, padding, batch_norm=False):
+def mlpconv(channels, kernel_size, strides, padding):
     """Return what the paper calls an mlpconv layer: a NiN block with a width for each layer.
 
     Parameters
@@ -52,8 +52,6 @@ def mlpconv(channels, kernel_size, strides, padding, batch_norm=False):
         Output channels of the first convolution and of each 1x1 convolution after it.
     kernel_size, strides, padding : int or pair of int
         Of the first convolution, in pixels (height and width).
-    batch_norm : bool
-        Normalize between each convolution and its ReLU.
 
     Returns
     -------
@@ -63,20 +61,15 @@ def mlpconv(channels, kernel_size, strides, padding, batch_norm=False):
     Raises
     ------
     ValueError
-        If an argument is out of range.
+        If a number is out of range.
     """
-    channels = check_shape('channels', channels, 'the widths of the layers, such as (96, 96)')
-    window = (check_pair('kernel_size', kernel_size, 1), check_pair('strides', strides, 1),
-              check_pair('padding', padding, 0))
-    batch_norm = check_flag('batch_norm', batch_norm)
+    first, *others = check_shape('channels', channels, 'the widths of the layers, such as (96, 96)')
+    kernel_size = check_pair('kernel_size', kernel_size, 1)
+    strides = check_pair('strides', strides, 1)
+    padding = check_pair('padding', padding, 0)
     block = nn.HybridSequential()
-    for i, width in enumerate(channels):
-        place = (1,) if i else window
-        if batch_norm:  # it subtracts the mean, and its own beta takes the place of the bias
-            block.add(nn.Conv2D(width, *place, use_bias=False), nn.BatchNorm(),
-                      nn.Activation('relu'))
-        else:
-            block.add(nn.Conv2D(width, *place, activation='relu'))
+    block.add(nn.Conv2D(first, kernel_size, strides, padding, activation='relu'),
+              *(nn.Conv2D(width, kernel_size=1, activation='relu') for width in others))
     return block
 
 

@@ -128,16 +128,3 @@ def test_check_input_leaves_the_net_deferred():
     net.initialize()
     check_input(net, (2, 1, 96, 96))
     assert net[0][0].weight.shape == (96, 0, 11, 11)
-
-
-def test_mlpconv_normalizes_before_the_relu():
-    block = mlpconv((6, 4), 3, 1, 1, batch_norm=True)
-    block.initialize(mx.init.Normal(1))
-    X = 5 + 3 * mx.nd.random.normal(shape=(8, 3, 6, 6))
-    with mx.autograd.train_mode():  # with the statistics of the batch
-        for layer in block:
-            X = layer(X)
-            if isinstance(layer, nn.BatchNorm):
-                assert abs(X.mean(axis=(0, 2, 3))).max().asscalar() < 1e-4
-                assert abs((X**2).mean(axis=(0, 2, 3)) - 1).max().asscalar() < 1e-3
-    assert X.min().asscalar() == 0
