@@ -43,7 +43,7 @@ def nin_block(num_channels, kernel_size, strides, padding, num_one_by_one=2):
     return mlpconv([num_channels] * (1 + num_one_by_one), kernel_size, strides, padding)
 
 
-def mlpconv(channels, kernel_size, strides, padding):
+def mlpconv(channels, kernel_size, strides, padding, batch_norm=False):
     """Return what the paper calls an mlpconv layer: a NiN block with a width for each layer.
 
     Parameters
@@ -52,6 +52,10 @@ def mlpconv(channels, kernel_size, strides, padding):
         Output channels of the first convolution and of each 1x1 convolution after it.
     kernel_size, strides, padding : int or pair of int
         Of the first convolution, in pixels (height and width).
+    batch_norm : bool
+        Normalize between each convolution and its ReLU (Ioffe and Szegedy, *Batch Normalization*,
+        2015). The convolutions then have no bias: the normalization would subtract it again, and
+        adds one of its own.
 
     Returns
     -------
@@ -61,15 +65,19 @@ def mlpconv(channels, kernel_size, strides, padding):
     Raises
     ------
     ValueError
-        If a number is out of range.
+        If an argument is out of range.
     """
     first, *others = check_shape('channels', channels, 'the widths of the layers, such as (96, 96)')
     kernel_size = check_pair('kernel_size', kernel_size, 1)
     strides = check_pair('strides', strides, 1)
     padding = check_pair('padding', padding, 0)
+    batch_norm = check_flag('batch_norm', batch_norm)
     block = nn.HybridSequential()
-    block.add(nn.Conv2D(first, kernel_size, strides, padding, activation='relu'),
-              *(nn.Conv2D(width, kernel_size=1, activation='relu') for width in others))
+    for layer in [(first, kernel_size, strides, padding), *((width, 1) for width in others)]:
+        if batch_norm:
+            block.add(nn.Conv2D(*layer, use_bias=False), nn.BatchNorm(), nn.Activation('relu'))
+        else:
+            block.add(nn.Conv2D(*layer, activation='relu'))
     return block
 
 
@@ -112,7 +120,7 @@ def nin(num_classes=10, num_one_by_one=2):
     return net
 
 
-def nin_cifar10(num_classes=10, second_pooling='average', ceil_mode=True):
+def nin_cifar10(num_classes=10, second_pooling='average', ceil_mode=True, batch_norm=False):
     """Return the CIFAR-10 network of the NiN paper, as its authors published it for Caffe.
 
     Lin, Chen and Yan, *Network In Network*, 2013, and the model "NIN-CIFAR10" in Caffe's model zoo;
@@ -128,6 +136,9 @@ def nin_cifar10(num_classes=10, second_pooling='average', ceil_mode=True):
     ceil_mode : bool
         Whether the poolings round up, as Caffe does; else they pad by one pixel. On images of
         32x32 pixels both give maps of 16x16 and 8x8.
+    batch_norm : bool
+        Normalize between each convolution and its ReLU, see :func:`mlpconv`; the authors do not.
+        Images of three channels and ten classes: 968,404 parameters, and 2,836 running statistics.
 
     Returns
     -------
@@ -146,9 +157,10 @@ def nin_cifar10(num_classes=10, second_pooling='average', ceil_mode=True):
     window = {'pool_size': 3, 'strides': 2, 'padding': 0 if ceil_mode else 1,
               'ceil_mode': ceil_mode}
     net = nn.HybridSequential()
-    net.add(mlpconv((192, 160, 96), 5, 1, 2), nn.MaxPool2D(**window), nn.Dropout(0.5),
-            mlpconv((192, 192, 192), 5, 1, 2), pooling(**window), nn.Dropout(0.5),
-            mlpconv((192, 192, num_classes), 3, 1, 1), nn.GlobalAvgPool2D(), nn.Flatten())
+    net.add(mlpconv((192, 160, 96), 5, 1, 2, batch_norm), nn.MaxPool2D(**window), nn.Dropout(0.5),
+            mlpconv((192, 192, 192), 5, 1, 2, batch_norm), pooling(**window), nn.Dropout(0.5),
+            mlpconv((192, 192, num_classes), 3, 1, 1, batch_norm),
+            nn.GlobalAvgPool2D(), nn.Flatten())
     return net
 
 

@@ -311,10 +311,10 @@ CASES = {
         lambda folder: {'channels': (2, 3), 'kernel_size': 3, 'strides': 1, 'padding': 0},
         [*unexpected('channels', 'the widths of the layers', 8, None, (), 'ab'),
          Row('channels', (2, 0), 'of at least 1', '0'), *pair('kernel_size', 1),
-         *pair('strides', 1), *pair('padding', 0)]),
+         *pair('strides', 1), *pair('padding', 0), *flag('batch_norm')]),
     'nets.nin_cifar10': Case(
         lambda folder: {},
-        [*whole('num_classes', 1), *flag('ceil_mode'),
+        [*whole('num_classes', 1), *flag('ceil_mode'), *flag('batch_norm'),
          *unexpected('second_pooling', 'average, maximum', 'mean', None, 2)]),
     'nets.nin_imagenet': Case(lambda folder: {}, [*whole('num_classes', 1), *flag('ceil_mode')]),
     'graphs.check_net': Case(lambda folder: {'net': dense()}, NETS),

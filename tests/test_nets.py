@@ -39,6 +39,11 @@ def map_sizes(net, shape):
     return sizes
 
 
+# Output channels, input channels and window of each convolution of nin_cifar10.
+CIFAR10_LAYERS = [(192, 3, 5), (160, 192, 1), (96, 160, 1), (192, 96, 5), (192, 192, 1),
+                  (192, 192, 1), (192, 192, 3), (192, 192, 1), (10, 192, 1)]
+
+
 @pytest.mark.parametrize('second_pooling', ['average', 'maximum'])
 @pytest.mark.parametrize('ceil_mode', [True, False])
 def test_nin_cifar10_as_published(second_pooling, ceil_mode):
@@ -51,6 +56,19 @@ def test_nin_cifar10_as_published(second_pooling, ceil_mode):
         nn.MaxPool2D, nn.AvgPool2D if second_pooling == 'average' else nn.MaxPool2D,
         nn.GlobalAvgPool2D]
     assert num_params(net) == 966_986
+
+
+def test_nin_cifar10_normalized():
+    net = nin_cifar10(batch_norm=True)
+    assert map_sizes(net, (3, 32, 32)) == map_sizes(nin_cifar10(), (3, 32, 32))
+    kinds = [type(layer) for block in net if isinstance(block, nn.HybridSequential)
+             for layer in block]
+    assert kinds == 9 * [nn.Conv2D, nn.BatchNorm, nn.Activation]
+    shapes = [param.shape for param in net.collect_params().values()]
+    assert shapes == [shape for out, into, window in CIFAR10_LAYERS
+                      for shape in [(out, into, window, window)] + 4 * [(out,)]]
+    # Scale and shift are parameters; the running means and variances are not.
+    assert num_params(net) == 968_404 + 2_836
 
 
 @pytest.mark.parametrize('ceil_mode, sizes', [(True, (54, 27, 13, 6)), (False, (54, 26, 12, 5))])
@@ -82,6 +100,21 @@ def test_every_convolution_ends_in_a_relu():
     for layer in block:
         X = layer(X)
         assert X.min().asscalar() == 0 and X.max().asscalar() > 0
+
+
+def test_every_convolution_is_normalized_before_its_relu():
+    block = mlpconv((4, 5), 3, 1, 1, batch_norm=True)
+    block.initialize(mx.init.Normal(1))
+    X, layers = mx.nd.random.normal(3, shape=(8, 3, 6, 6)), list(block)
+    assert len(layers) == 6
+    for convolution, batch_norm, relu in (layers[:3], layers[3:]):
+        assert convolution.bias is None and convolution.act is None
+        with mx.autograd.record():  # by the batch's own statistics
+            normalized = batch_norm(convolution(X))
+        assert abs(normalized.mean((0, 2, 3))).max().asscalar() < 1e-5
+        assert abs((normalized**2).mean((0, 2, 3)) - 1).max().asscalar() < 1e-3
+        X = relu(normalized)
+        assert abs(X - mx.nd.maximum(normalized, 0)).max().asscalar() == 0
 
 
 def test_a_one_by_one_convolution_is_a_dense_layer_at_every_pixel():

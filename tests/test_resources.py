@@ -175,6 +175,20 @@ def test_shared_layer_counts_its_parameters_once_and_its_work_each_time():
         ('1', 'Activation')]
 
 
+def test_normalized_nin_cifar10():
+    # Channels, window and pixels of each convolution; no bias, but a scale and a shift a channel.
+    layers = [(192, 5 * 5 * 3, 32), (160, 192, 32), (96, 160, 32),
+              (192, 5 * 5 * 96, 16), (192, 192, 16), (192, 192, 16),
+              (192, 3 * 3 * 192, 8), (192, 192, 8), (10, 192, 8)]
+    weights, channels = sum(out * window for out, window, _ in layers), 1_418
+    net = nets.nin_cifar10(batch_norm=True)
+    assert counts(net, (3, 32, 32)) == (
+        weights + channels, channels, sum(out * window * size**2 for out, window, size in layers))
+    result, plain = (summary(each, (3, 32, 32)) for each in (net, nets.nin_cifar10()))
+    assert (result.total_params, result.total_buffers) == (968_404, 2 * channels)
+    assert (plain.total_params, plain.total_mult_adds) == (966_986, result.total_mult_adds)
+
+
 # --- nets with branches ---------------------------------------------------------------------------
 
 def test_concatenation():
@@ -497,12 +511,13 @@ def torch_counts(make, shape):
     return sum(param.numel() for param in net.parameters()), sum(mult_adds)
 
 
-def torch_mlpconv(channels, *window):
+def torch_mlpconv(channels, *window, batch_norm=False):
     from torch import nn as tnn
     first, *others = channels
-    layers = [tnn.LazyConv2d(first, *window), tnn.ReLU()]
-    for width in others:
-        layers += [tnn.LazyConv2d(width, 1), tnn.ReLU()]
+    layers = []
+    for args in [(first, *window), *((width, 1) for width in others)]:
+        norm = [tnn.LazyBatchNorm2d()] if batch_norm else []
+        layers += [tnn.LazyConv2d(*args, bias=not batch_norm), *norm, tnn.ReLU()]
     return layers
 
 
@@ -518,15 +533,19 @@ def torch_nin(num_one_by_one):
         tnn.AdaptiveAvgPool2d(1), tnn.Flatten())
 
 
-def torch_nin_cifar10(second_pooling, ceil_mode):
+def torch_nin_cifar10(second_pooling, ceil_mode, batch_norm):
     from torch import nn as tnn
     window = {'kernel_size': 3, 'stride': 2, 'padding': 0 if ceil_mode else 1,
               'ceil_mode': ceil_mode}
     pooling = tnn.AvgPool2d if second_pooling == 'average' else tnn.MaxPool2d
+
+    def block(*args):
+        return torch_mlpconv(*args, batch_norm=batch_norm)
+
     return tnn.Sequential(
-        *torch_mlpconv((192, 160, 96), 5, 1, 2), tnn.MaxPool2d(**window), tnn.Dropout(),
-        *torch_mlpconv((192, 192, 192), 5, 1, 2), pooling(**window), tnn.Dropout(),
-        *torch_mlpconv((192, 192, 10), 3, 1, 1), tnn.AdaptiveAvgPool2d(1), tnn.Flatten())
+        *block((192, 160, 96), 5, 1, 2), tnn.MaxPool2d(**window), tnn.Dropout(),
+        *block((192, 192, 192), 5, 1, 2), pooling(**window), tnn.Dropout(),
+        *block((192, 192, 10), 3, 1, 1), tnn.AdaptiveAvgPool2d(1), tnn.Flatten())
 
 
 def torch_nin_imagenet(ceil_mode):
@@ -564,18 +583,23 @@ def torch_vgg11():
         tnn.LazyLinear(4096), tnn.ReLU(), tnn.Dropout(), tnn.LazyLinear(1000))
 
 
+# The second pooling, whether poolings round up, and whether convolutions are normalized.
+CIFAR10 = [('average', True, False), ('average', False, False), ('maximum', True, False),
+           ('maximum', False, False), ('average', True, True)]
+
+
 @pytest.mark.filterwarnings('ignore:Lazy modules')
 @pytest.mark.parametrize('ours, theirs, channels', [
     *((lambda n=n: nets.nin(num_one_by_one=n), lambda n=n: torch_nin(n), 1) for n in range(4)),
-    *((lambda kind=kind, up=up: nets.nin_cifar10(10, kind, up),
-       lambda kind=kind, up=up: torch_nin_cifar10(kind, up), 3)
-      for kind in ('average', 'maximum') for up in (True, False)),
+    *((lambda args=args: nets.nin_cifar10(10, *args),
+       lambda args=args: torch_nin_cifar10(*args), 3) for args in CIFAR10),
     *((lambda up=up: nets.nin_imagenet(ceil_mode=up), lambda up=up: torch_nin_imagenet(up), 3)
       for up in (True, False)),
     (vision.alexnet, torch_alexnet, 3),
     (vision.vgg11, torch_vgg11, 3),
 ], ids=['nin-0', 'nin-1', 'nin', 'nin-3', 'cifar10-average-up', 'cifar10-average',
-        'cifar10-maximum-up', 'cifar10-maximum', 'imagenet-up', 'imagenet', 'alexnet', 'vgg11'])
+        'cifar10-maximum-up', 'cifar10-maximum', 'cifar10-normalized', 'imagenet-up', 'imagenet',
+        'alexnet', 'vgg11'])
 def test_agrees_with_pytorch(ours, theirs, channels):
     pytest.importorskip('torch')
     for size, batch_size in ((224, 1), (160, 3)):
