@@ -91,9 +91,11 @@ class Batches:
         self.shift = check_int('shift', shift, 0, min(images.shape[-2:]) - 1)
 
     @property
-    def image_size(self):
-        """Height and width of the images handed out, in pixels."""
-        return self.images.shape[-2:] if self.resize is None else (self.resize, self.resize)
+    def image_shape(self):
+        """Channels, height and width of the images handed out, the latter two in pixels."""
+        channels = self.images.shape[1] if self.images.ndim == 4 else 1
+        size = self.images.shape[-2:] if self.resize is None else (self.resize, self.resize)
+        return (channels, *size)
 
     def __len__(self):
         """Return the number of batches in a pass."""
@@ -166,14 +168,15 @@ class Batches:
                 self._part(np.sort(held_out), shuffle=False, flip=False, shift=0))
 
 
-def common_size(iterables):
-    """Return height and width of all images in several iterables, or None if nothing tells.
+def common_shape(iterables):
+    """Return the shape of every image in several iterables, or None if nothing tells.
 
-    Batches tell by their `image_size`, a pair; whatever else goes by that name tells nothing.
+    Batches tell by their `image_shape`, (channels, height, width); whatever else goes by that name
+    tells nothing.
     """
-    sizes = [getattr(iterable, 'image_size', None) for iterable in iterables]
-    known = all(isinstance(size, tuple) and len(size) == 2 for size in sizes)
-    return sizes[0] if known and len(set(sizes)) == 1 else None
+    shapes = [getattr(iterable, 'image_shape', None) for iterable in iterables]
+    known = all(isinstance(shape, tuple) and len(shape) == 3 for shape in shapes)
+    return shapes[0] if known and len(set(shapes)) == 1 else None
 
 
 def _flip_and_shift(images, flip, shift):

@@ -64,7 +64,7 @@ def _is_on_gpu(net):
                for ctx in param.list_ctx())
 
 
-def compiled(net, precision='float32', image_size=None):
+def compiled(net, precision='float32', image_shape=None):
     """Return a faster function that computes what `net` computes, on the same parameters.
 
     The layers become one graph with fixed memory; in bfloat16 or float16, convolutions and dense
@@ -79,9 +79,10 @@ def compiled(net, precision='float32', image_size=None):
         hooks or with a `forward` of its own, is returned as it is and computes in float32.
     precision : {'float32', 'bfloat16', 'float16'}
         In which the layers compute.
-    image_size : pair of int, optional
-        Height and width of all images, if they are known beforehand. On a CPU convolutions are
-        then rearranged, see :mod:`d2l_ext.kernels`, and other images no longer fit.
+    image_shape : tuple of int, optional
+        Channels, height and width of all images, if they are known beforehand. On a CPU
+        convolutions are then rearranged, see :mod:`d2l_ext.kernels`, and other images no longer
+        fit.
     """
     check_choice('precision', precision, PRECISIONS[1:])
     graph = trace(net)
@@ -89,8 +90,8 @@ def compiled(net, precision='float32', image_size=None):
         return net
     data, params = mx.sym.var('data', dtype='float32'), net.collect_params()
     plain = gluon.SymbolBlock(graph, data, params=params)
-    if image_size is not None and not _is_on_gpu(net):
-        graph = for_cpu(graph, image_size)
+    if image_shape is not None and not _is_on_gpu(net):
+        graph = for_cpu(graph, image_shape, precision)
     if precision != 'float32':
         from mxnet.contrib import amp
         if precision == 'float16' and has_tensor_cores():

@@ -10,20 +10,22 @@ import collections
 import json
 import math
 
-from .arguments import check_pair, check_type
-from .devices import mx
+from .arguments import check_choice, check_shape, check_type, refusal
+from .devices import PRECISIONS, mx
 
 _CHANNELS = 16  # at a time: as many float32 numbers as an AVX-512 register holds
 
 
-def for_cpu(graph, image_size):
-    """Return a graph that computes the same faster, for images of one size.
+def for_cpu(graph, image_shape, precision):
+    """Return a graph that computes the same faster, for images of one shape.
 
     - Maxima are pooled before the ReLU instead of after it: the same, of fewer numbers.
     - Filters are padded with zeros to a multiple of 16 filters; what those compute is cut off.
     - A convolution that reads the images with a stride becomes one without: each block of stride x
       stride pixels turns into the channels of one pixel, and so do the weights, padded with zeros
       to whole blocks ("space to depth").
+    - In bfloat16, where another convolution reads images of fewer than 16 channels and feeds a
+      batch normalization, channels of zeros make up 16, in the images and in the weights alike.
 
     Input, output and parameters keep their names and shapes. What changes is the order in which a
     sum is added up.
@@ -32,9 +34,11 @@ def for_cpu(graph, image_size):
     ----------
     graph : mxnet.symbol.Symbol
         As :func:`d2l_ext.graphs.trace` returns it.
-    image_size : pair of int
-        Height and width of the images, in pixels. Only sizes that are multiples of the stride are
-        cut into blocks.
+    image_shape : tuple of int
+        Channels, height and width of the images, the latter two in pixels. Only sizes that are
+        multiples of the stride are cut into blocks.
+    precision : {'float32', 'bfloat16', 'float16'}
+        In which the layers will compute. The graph returned has no casts yet.
 
     Returns
     -------
@@ -43,11 +47,15 @@ def for_cpu(graph, image_size):
     Raises
     ------
     ValueError
-        If `graph` is no symbol or `image_size` no such pair.
+        If `graph` is no symbol, `image_shape` no such shape, or `precision` none of these.
     """
     check_type('graph', graph, mx.sym.Symbol, 'a symbol, such as graphs.trace(net)')
-    image_size = check_pair('image_size', image_size, 1)
+    channels, *image_size = _check_image(image_shape)
+    check_choice('precision', precision, PRECISIONS[1:])
+    # As measured, neither float32 nor a convolution that feeds a ReLU gains from more channels.
+    few_channels = precision == 'bfloat16' and channels < _CHANNELS
     old = json.loads(graph.tojson(remove_amp_cast=False))
+    normalized = {node['inputs'][0][0] for node in old['nodes'] if node['op'] == 'BatchNorm'}
     _pool_before_relu(old)
     nodes, place = [], []  # of the new graph; and where in it each node of the old one is
 
@@ -56,19 +64,24 @@ def for_cpu(graph, image_size):
                       'attrs': {key: str(value) for key, value in attrs.items()}})
         return [len(nodes) - 1, 0, 0]
 
-    for node in old['nodes']:
+    for i, node in enumerate(old['nodes']):
         inputs = [[place[entry[0]], *entry[1:]] for entry in node['inputs']]
         name, attrs = node['name'], dict(node.get('attrs', {}))
         number = int(attrs.get('num_filter', 0))
         if node['op'] != 'Convolution' or attrs.get('num_group', '1') != '1':
             number = 0
-        elif nodes[inputs[0][0]]['op'] == 'null' and _fits_blocks(attrs, image_size):
-            inputs[:2] = _in_blocks(add, name, attrs, *inputs[:2])
+        elif nodes[inputs[0][0]]['op'] == 'null' and len(_pair(attrs, 'kernel', ())) == 2:
+            if _fits_blocks(attrs, image_size):
+                inputs[:2] = _in_blocks(add, name, attrs, *inputs[:2])
+            elif few_channels and i in normalized:
+                inputs[:2] = [_padded(add, f'{name}_channels{j}', entry, channels,
+                                      _CHANNELS - channels, axis=1)
+                              for j, entry in enumerate(inputs[:2])]
         missing = -number % _CHANNELS
         if missing:
             attrs['num_filter'] = str(number + missing)
-            inputs[1:] = [_padded(add, f'{name}_{i}', entry, number, missing)
-                          for i, entry in enumerate(inputs[1:])]
+            inputs[1:] = [_padded(add, f'{name}_{j}', entry, number, missing)
+                          for j, entry in enumerate(inputs[1:])]
             wide = [len(nodes), 0, 0]
             nodes.append({**node, 'name': f'{name}_wide', 'attrs': attrs, 'inputs': inputs})
             add('slice_axis', name, [wide], axis=1, begin=0, end=number)
@@ -79,6 +92,15 @@ def for_cpu(graph, image_size):
     variables = [i for i, node in enumerate(nodes) if node['op'] == 'null']
     return mx.sym.load_json(json.dumps({'nodes': nodes, 'arg_nodes': variables, 'heads': heads,
                                         'attrs': old['attrs']}))
+
+
+def _check_image(shape):
+    """Return `shape`, or raise a ValueError unless it is that of an image."""
+    allowed = '(channels, height, width) of an image, such as (1, 224, 224)'
+    shape = check_shape('image_shape', shape, allowed)
+    if len(shape) != 3:
+        raise refusal('image_shape', shape, allowed)
+    return shape
 
 
 def _pool_before_relu(graph):
@@ -106,7 +128,7 @@ def _pair(attrs, key, default):
 def _fits_blocks(attrs, image_size):
     """Return whether a convolution of images with these attributes can read them in blocks."""
     stride = _pair(attrs, 'stride', (1, 1))
-    return (len(_pair(attrs, 'kernel', ())) == 2 and stride[0] == stride[1] > 1
+    return (stride[0] == stride[1] > 1
             and _pair(attrs, 'pad', (0, 0)) == (0, 0) and _pair(attrs, 'dilate', (1, 1)) == (1, 1)
             and not any(size % stride[0] for size in image_size))
 
@@ -127,9 +149,10 @@ def _in_blocks(add, name, attrs, images, weights):
     return images, add('space_to_depth', f'{name}_blocks', [weights], block_size=block)
 
 
-def _padded(add, name, entry, number, missing):
-    """Add the nodes that put `missing` zeros behind the `number` items on the first axis."""
+def _padded(add, name, entry, number, missing, axis=0):
+    """Add the nodes that put `missing` zeros behind the `number` items on an axis."""
     zeros = add('zeros_like', f'{name}_zeros', [entry])
     copies = math.ceil(missing / number)
-    both = add('Concat', f'{name}_padded', [entry] + copies * [zeros], dim=0, num_args=1 + copies)
-    return add('slice_axis', f'{name}_wide', [both], axis=0, begin=0, end=number + missing)
+    both = add('Concat', f'{name}_padded', [entry] + copies * [zeros], dim=axis,
+               num_args=1 + copies)
+    return add('slice_axis', f'{name}_wide', [both], axis=axis, begin=0, end=number + missing)

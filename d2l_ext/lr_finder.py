@@ -18,7 +18,7 @@ import typing
 import numpy as np
 
 from .arguments import check_int, check_number
-from .batches import common_size
+from .batches import common_shape
 from .devices import mx, resolve_precision
 from .evaluation import (
     batch_sums,
@@ -272,7 +272,7 @@ def range_test(net, train_iter, trainer, ctx, lr_min=1e-5, lr_max=1.0, num_steps
     mean, zeros, stopped = 0., 0, 'end'
     with _untouched(params), \
             progress_bar(num_steps, ' steps', 'learning rate range test') as bar:
-        forward = compiled(net, precision, common_size([train_iter]))
+        forward = compiled(net, precision, common_shape([train_iter]))
         stand_in = _stand_in(trainer, precision == 'float16' and forward is not net)
         rates = np.geomspace(lr_min, lr_max, num_steps).tolist()
         batches = checked_batches(net, ctx, 'train_iter', _cycle(train_iter, seed))

@@ -10,7 +10,7 @@ import zlib
 import numpy as np
 
 from .arguments import check_flag, check_int, check_keys, check_path, check_type
-from .batches import common_size
+from .batches import common_shape
 from .checkpoints import load_checkpoint, save_checkpoint
 from .devices import check_devices, mx, resolve_precision
 from .evaluation import (
@@ -241,7 +241,7 @@ def _check_run(net, train_iter, test_iter, trainer, ctx, precision, checkpoint, 
     devices = check_devices(ctx)
     check_trainer(trainer, net, devices)
     resolved = resolve_precision(precision, devices[0])
-    forward = compiled(net, resolved, common_size([train_iter, test_iter]))
+    forward = compiled(net, resolved, common_shape([train_iter, test_iter]))
     if forward is net and precision in ('bfloat16', 'float16'):
         raise ValueError(f"precision='{precision}' needs a net of hybrid blocks without hooks; "
                          "this one has no graph. Use precision='auto'")

@@ -126,11 +126,16 @@ TRAINERS = unexpected('trainer', "gluon.Trainer of the net's own parameters", 's
 PRECISIONS = [*unexpected('precision', 'auto, float32, bfloat16, float16', 'float64', None, 32,
                           np.float32),
               Row('precision', 'float16', "Use precision='auto'")]
+COMPUTED = unexpected('precision', 'float32, bfloat16, float16', 'auto', None, 16)
 SEEDS = whole('seed', 0, 2**32 - 1, ('x', 1.5, True))
 SHAPES = [*unexpected('input_shape', 'the shape of one example', 3, None, (), 'ab'),
           Row('input_shape', (0,), 'of at least 1', '0'),
           Row('input_shape', (2.5,), 'a whole number', '2.5'),
           Row('input_shape', (5,), '[2,3]', '(1, 5)', 'input')]
+IMAGE_SHAPE = '(channels, height, width) of an image'
+IMAGE_SHAPES = [*unexpected('image_shape', IMAGE_SHAPE, 4, (), 'abc', (4, 4), (1, 1, 4, 4)),
+                Row('image_shape', (1, 4, 0), 'of at least 1', '0'),
+                Row('image_shape', (1, 4, 2.5), 'a whole number', '2.5')]
 AXES = unexpected('axes', 'the Axes of a Matplotlib figure', 3, 'x')
 SIZES = [*unexpected('figsize', 'a pair of numbers', 3, (1, 2, 3), None, 'ab'),
          Row('figsize', (0, 3), 'above 0', '0'), Row('figsize', (3, 'x'), 'above 0', "'x'")]
@@ -265,7 +270,8 @@ CASES = {
         lambda folder: {'images': images().images},
         [*unexpected('images', IMAGES, [[0]], np.zeros((4, 4, 4)), np.zeros((0, 4, 4), np.uint8)),
          *number('max_value', 'above 0', 0, -1)]),
-    'batches.common_size': Case(lambda folder: {'iterables': [images()]}, [], free=('iterables',)),
+    'batches.common_shape': Case(lambda folder: {'iterables': [images()]}, [],
+                                 free=('iterables',)),
     'data.load_data_fashion_mnist': Case(archives, LOADER + FILES),
     'data.load_data_digits': Case(lambda folder: {'batch_size': 4}, LOADER),
     'data.load_data': Case(lambda folder: {'batch_size': 4}, LOADER),
@@ -286,9 +292,11 @@ CASES = {
     # --- networks ---
     'layout.channels_last': Case(lambda folder: {'graph': mx.sym.var('data')},
                                  unexpected('graph', 'a symbol', 3, None, dense())),
-    'kernels.for_cpu': Case(lambda folder: {'graph': mx.sym.var('data'), 'image_size': (4, 4)},
-                            [*unexpected('graph', 'a symbol', 3, None, dense()),
-                             *pair('image_size', 1)]),
+    'kernels.for_cpu': Case(
+        lambda folder: {'graph': mx.sym.var('data'), 'image_shape': (1, 4, 4),
+                        'precision': 'float32'},
+        [*unexpected('graph', 'a symbol', 3, None, dense()),
+         *unexpected('image_shape', IMAGE_SHAPE, None), *IMAGE_SHAPES, *COMPUTED]),
     'inception.Inception': Case(
         lambda folder: {'c1': 1, 'c2': 2, 'c3': (1, 2), 'c4': 3},
         [*whole('c1', 1), *pair('c2', 1), *pair('c3', 1), *whole('c4', 1),
@@ -456,8 +464,7 @@ CASES = {
         free=('name',)),
     'graphs.compiled': Case(
         lambda folder: {'net': dense()},
-        [*NETS, *unexpected('precision', 'float32, bfloat16, float16', 'auto', None, 16),
-         *(row for row in pair('image_size', 1) if row.value is not None)]),
+        [*NETS, *COMPUTED, *IMAGE_SHAPES]),
     'evaluation.predict': PREDICTION,
     'evaluation.evaluate_accuracy': PREDICTION,
     'training.print_epoch': Case(

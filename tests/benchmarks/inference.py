@@ -62,7 +62,7 @@ def compiled(net, precision, resize):
     """As `predict` computes."""
     from d2l_ext import graphs
 
-    return graphs.compiled(net, precision, (resize, resize))
+    return graphs.compiled(net, precision, (1, resize, resize))
 
 
 def fused(net, precision):

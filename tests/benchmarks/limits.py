@@ -146,7 +146,7 @@ def profile(batch_size, resize, precision):
     from d2l_ext.graphs import compiled
 
     net, trainer = peers.prepare(peers.section_net(mx.gluon.nn))
-    forward = compiled(net, precision, (resize, resize))
+    forward = compiled(net, precision, (1, resize, resize))
     loss = mx.gluon.loss.SoftmaxCrossEntropyLoss()
     # By default up to 15 operators run, and are seen, as one.
     forward.hybridize(static_alloc=True, static_shape=True, forward_bulk_size=0,

@@ -36,8 +36,8 @@ class Timed:
             yield batch
 
     @property
-    def image_size(self):
-        return getattr(self.data_iter, 'image_size', None)
+    def image_shape(self):
+        return getattr(self.data_iter, 'image_shape', None)
 
     @property
     def images_per_second(self):
@@ -96,11 +96,11 @@ def d2l_train_ch6_on_all_cores(num_batches, batch_size, resize):
 
 
 class InMemory(list):
-    """A list of batches that tells the size of its images, as those of d2l_ext do."""
+    """A list of batches that tells the shape of its images, as those of d2l_ext do."""
 
     @property
-    def image_size(self):
-        return self[0][0].shape[2:]
+    def image_shape(self):
+        return self[0][0].shape[1:]
 
 
 def random_batches(num_batches, batch_size, resize):
