@@ -75,6 +75,8 @@ def results_rows():
                  for key, book, digits in (('loss', loss, 4), ('train_acc', train_acc, 3),
                                            ('test_acc', test_acc, 3))]
         yield f"| {i + 1} | {' | '.join(cells)} |"
+    tuned = load_record(results_folder() / '07_03_exercise_1_hyperparameters_section.json')
+    yield 'test accuracy of ' + span([run['history'][-1]['test_acc'] for run in tuned['runs']], 3)
 
 
 @pytest.mark.parametrize('expected', [*speed_rows(), *results_rows()])
