@@ -36,7 +36,7 @@ def parse_args(argv):
     parser = argparse.ArgumentParser(
         prog='python -m d2l_ext',
         description="Train the Network in Network of section 7.3 and print the book's table. On "
-                    'a CPU a reduced setting runs, which ends within two minutes; --full is the '
+                    'a CPU a reduced setting runs, which takes about two minutes; --full is the '
                     "book's own.",
         epilog='Examples: "python -m d2l_ext --full" trains as the book does; "python -m d2l_ext '
                '--full --resume" goes on where that was stopped; "python -m d2l_ext --lr 0.03 '
