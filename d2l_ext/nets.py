@@ -1,11 +1,15 @@
 """The networks of section 7.3 and of the paper behind it."""
-from .arguments import check_choice, check_flag, check_int, check_pair, check_shape
+from .arguments import check_choice, check_flag, check_int, check_pair, check_shape, refusal
 from .devices import mx
 
 nn = mx.gluon.nn
 
 # Initializations of the weights: the book's, and He's, which is matched to ReLU.
 INITS = {'xavier': mx.init.Xavier(), 'he': mx.init.MSRAPrelu(slope=0)}
+
+# How many 3x3 convolutions each of the five stages of a VGG network has, by the number of layers
+# in its name (Simonyan and Zisserman, 2014, table 1, columns A, D and E).
+VGG_STAGES = {11: (1, 1, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
 
 
 def nin_block(num_channels, kernel_size, strides, padding, num_one_by_one=2):
@@ -194,4 +198,49 @@ def nin_imagenet(num_classes=1000, ceil_mode=True):
             nin_block(256, 5, 1, 2), nn.MaxPool2D(**window),
             nin_block(384, 3, 1, 1), nn.MaxPool2D(**window), nn.Dropout(0.5),
             mlpconv((1024, 1024, num_classes), 3, 1, 1), nn.GlobalAvgPool2D(), nn.Flatten())
+    return net
+
+
+def nin_vgg(num_layers, num_classes=10, width=64, num_one_by_one=1, batch_norm=False):
+    """Return a NiN of many small blocks, laid out in five stages as a VGG network is.
+
+    Simonyan and Zisserman, *Very Deep Convolutional Networks for Large-Scale Image Recognition*,
+    2014: the same numbers of 3x3 convolutions, the same widths and the same poolings, which halve
+    the maps. Here each 3x3 convolution begins a NiN block, and instead of three dense layers there
+    are a 1x1 convolution to the classes, without a ReLU, and global average pooling.
+
+    Parameters
+    ----------
+    num_layers : {11, 16, 19}
+        Of the VGG network that it is like, whose three dense layers count.
+    num_classes : int
+    width : int
+        Channels of the first stage. The others have 2, 4, 8 and 8 times as many.
+    num_one_by_one : int
+        1x1 convolutions in each block.
+    batch_norm : bool
+        Normalize between each convolution and its ReLU, see :func:`mlpconv`.
+
+    Returns
+    -------
+    mxnet.gluon.nn.HybridSequential
+        Maps (batch, any channels, height, width) to (batch, num_classes); height and width of at
+        least 32 pixels.
+
+    Raises
+    ------
+    ValueError
+        If an argument is out of range.
+    """
+    if check_int('num_layers', num_layers, 1) not in VGG_STAGES:
+        raise refusal('num_layers', num_layers, f'one of {", ".join(map(str, VGG_STAGES))}')
+    num_classes = check_int('num_classes', num_classes, 1)
+    width = check_int('width', width, 1)
+    num_one_by_one = check_int('num_one_by_one', num_one_by_one, 0)
+    net = nn.HybridSequential()
+    for num_blocks, times in zip(VGG_STAGES[num_layers], (1, 2, 4, 8, 8)):
+        for _ in range(num_blocks):
+            net.add(mlpconv([width * times] * (1 + num_one_by_one), 3, 1, 1, batch_norm))
+        net.add(nn.MaxPool2D(pool_size=2, strides=2))
+    net.add(nn.Conv2D(num_classes, kernel_size=1), nn.GlobalAvgPool2D(), nn.Flatten())
     return net

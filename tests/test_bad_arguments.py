@@ -325,6 +325,12 @@ CASES = {
         [*whole('num_classes', 1), *flag('ceil_mode'), *flag('batch_norm'),
          *unexpected('second_pooling', 'average, maximum', 'mean', None, 2)]),
     'nets.nin_imagenet': Case(lambda folder: {}, [*whole('num_classes', 1), *flag('ceil_mode')]),
+    'nets.nin_vgg': Case(
+        lambda folder: {'num_layers': 11},
+        [*unexpected('num_layers', 'one of 11, 16, 19', 13, 20),
+         *unexpected('num_layers', 'whole number of at least 1', 0, True, '11', 11.5, None),
+         *whole('num_classes', 1), *whole('width', 1), *whole('num_one_by_one', 0),
+         *flag('batch_norm')]),
     'graphs.check_net': Case(lambda folder: {'net': dense()}, NETS),
     'graphs.check_initialized': Case(lambda folder: {'net': dense(), 'ctx': CPU}, [*PLACES, BARE]),
     'graphs.check_trainer': Case(

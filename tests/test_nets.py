@@ -1,10 +1,12 @@
 """The networks: shapes and parameters as section 7.3 prints them, and clear errors."""
 import pytest
 
+from mxnet.gluon.model_zoo import vision
+
 from d2l_ext import nin, nin_block
 from d2l_ext.devices import mx
 from d2l_ext.graphs import check_input
-from d2l_ext.nets import mlpconv, nin_cifar10, nin_imagenet
+from d2l_ext.nets import mlpconv, nin_cifar10, nin_imagenet, nin_vgg
 
 nn = mx.gluon.nn
 
@@ -78,6 +80,35 @@ def test_nin_imagenet_as_published(ceil_mode, sizes):
     assert map_sizes(net, (3, 224, 224)) == [
         (96, a), (96, b), (256, b), (256, c), (384, c), (384, d), (1000, d), (1000, 1), (1000,)]
     assert num_params(net) == 7_595_176
+
+
+@pytest.mark.parametrize('num_layers', [11, 16, 19])
+def test_nin_vgg_without_one_by_one_convolutions_is_the_vgg_of_gluons_model_zoo(num_layers):
+    def layers(features):
+        """Return channels and window of each convolution, and the poolings between them."""
+        for layer in features:
+            if isinstance(layer, nn.HybridSequential):
+                yield from layers(layer)
+            elif isinstance(layer, (nn.Conv2D, nn.MaxPool2D)):
+                window = [layer._kwargs[key] for key in ('kernel', 'stride', 'pad')]
+                yield type(layer), getattr(layer, '_channels', None), *window
+
+    *body, classes = layers(nin_vgg(num_layers, num_one_by_one=0))
+    assert body == list(layers(vision.get_vgg(num_layers).features))
+    assert classes == (nn.Conv2D, 10, (1, 1), (1, 1), (0, 0))
+
+
+@pytest.mark.parametrize('num_layers, blocks', [
+    (11, (1, 1, 2, 2, 2)), (16, (2, 2, 3, 3, 3)), (19, (2, 2, 4, 4, 4))])
+def test_nin_vgg_halves_the_maps_after_each_stage(num_layers, blocks):
+    net = nin_vgg(num_layers, num_classes=7, width=2, num_one_by_one=2, batch_norm=True)
+    widths = (2, 4, 8, 16, 16)
+    expected = [(width, size) for num_blocks, width, size in zip(blocks, widths, (64, 32, 16, 8, 4))
+                for size in [size] * num_blocks + [size // 2]]
+    assert map_sizes(net, (1, 64, 64)) == [*expected, (7, 2), (7, 1), (7,)]
+    kinds = [[type(layer) for layer in block] for block in net
+             if isinstance(block, nn.HybridSequential)]
+    assert kinds == sum(blocks) * [3 * [nn.Conv2D, nn.BatchNorm, nn.Activation]]
 
 
 def test_mlpconv_is_a_nin_block_when_all_widths_are_equal():

@@ -560,6 +560,19 @@ def torch_nin_imagenet(ceil_mode):
         *torch_mlpconv((1024, 1024, 1000), 3, 1, 1), tnn.AdaptiveAvgPool2d(1), tnn.Flatten())
 
 
+def torch_nin_vgg(num_layers, width, num_one_by_one, batch_norm):
+    from torch import nn as tnn
+    # Of each block in a stage, how many times as wide as the first it is.
+    stages = {11: '1 2 44 88 88', 16: '11 22 444 888 888', 19: '11 22 4444 8888 8888'}
+    layers = []
+    for stage in stages[num_layers].split():
+        for times in map(int, stage):
+            layers += torch_mlpconv([width * times] * (1 + num_one_by_one), 3, 1, 1,
+                                    batch_norm=batch_norm)
+        layers.append(tnn.MaxPool2d(2))
+    return tnn.Sequential(*layers, tnn.LazyConv2d(10, 1), tnn.AdaptiveAvgPool2d(1), tnn.Flatten())
+
+
 def torch_alexnet():
     from torch import nn as tnn
     return tnn.Sequential(
@@ -588,6 +601,10 @@ CIFAR10 = [('average', True, False), ('average', False, False), ('maximum', True
            ('maximum', False, False), ('average', True, True)]
 
 
+# Layers, width, 1x1 convolutions in a block, and whether convolutions are normalized.
+VGG = [(11, 64, 1, False), (16, 16, 2, True), (19, 16, 0, False)]
+
+
 @pytest.mark.filterwarnings('ignore:Lazy modules')
 @pytest.mark.parametrize('ours, theirs, channels', [
     *((lambda n=n: nets.nin(num_one_by_one=n), lambda n=n: torch_nin(n), 1) for n in range(4)),
@@ -595,11 +612,13 @@ CIFAR10 = [('average', True, False), ('average', False, False), ('maximum', True
        lambda args=args: torch_nin_cifar10(*args), 3) for args in CIFAR10),
     *((lambda up=up: nets.nin_imagenet(ceil_mode=up), lambda up=up: torch_nin_imagenet(up), 3)
       for up in (True, False)),
+    *((lambda args=args: nets.nin_vgg(args[0], 10, *args[1:]),
+       lambda args=args: torch_nin_vgg(*args), 1) for args in VGG),
     (vision.alexnet, torch_alexnet, 3),
     (vision.vgg11, torch_vgg11, 3),
 ], ids=['nin-0', 'nin-1', 'nin', 'nin-3', 'cifar10-average-up', 'cifar10-average',
         'cifar10-maximum-up', 'cifar10-maximum', 'cifar10-normalized', 'imagenet-up', 'imagenet',
-        'alexnet', 'vgg11'])
+        'nin-vgg11', 'nin-vgg16', 'nin-vgg19', 'alexnet', 'vgg11'])
 def test_agrees_with_pytorch(ours, theirs, channels):
     pytest.importorskip('torch')
     for size, batch_size in ((224, 1), (160, 3)):
