@@ -1,6 +1,5 @@
 """The networks: shapes and parameters as section 7.3 prints them, and clear errors."""
 import pytest
-
 from mxnet.gluon.model_zoo import vision
 
 from d2l_ext import nin, nin_block
