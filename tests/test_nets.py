@@ -1,6 +1,5 @@
 """The networks: shapes and parameters as section 7.3 prints them, and clear errors."""
 import pytest
-from mxnet.gluon.model_zoo import vision
 
 from d2l_ext import nin, nin_block
 from d2l_ext.devices import mx
@@ -93,7 +92,7 @@ def test_nin_vgg_without_one_by_one_convolutions_is_the_vgg_of_gluons_model_zoo(
                 yield type(layer), getattr(layer, '_channels', None), *window
 
     *body, classes = layers(nin_vgg(num_layers, num_one_by_one=0))
-    assert body == list(layers(vision.get_vgg(num_layers).features))
+    assert body == list(layers(mx.gluon.model_zoo.vision.get_vgg(num_layers).features))
     assert classes == (nn.Conv2D, 10, (1, 1), (1, 1), (0, 0))
 
 
