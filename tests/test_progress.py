@@ -58,15 +58,18 @@ def test_a_pipe_gets_nothing():
     assert (done.stdout, done.stderr) == ('done\n', '')
 
 
-def test_a_notebook_gets_a_bar(monkeypatch):
+def test_a_notebook_gets_a_bar_unless_it_is_not_wanted(monkeypatch):
     class OutStream:
         """Like the one that ipykernel puts in place of standard error: no terminal."""
         isatty = staticmethod(lambda: False)
         write = flush = staticmethod(lambda *_: None)
 
+    monkeypatch.delenv('TQDM_DISABLE', raising=False)
     assert progress.progress_bar(1, 'B', '').disable
     monkeypatch.setattr(OutStream, '__module__', 'ipykernel.iostream')
     monkeypatch.setattr(sys, 'stderr', OutStream())
     bar = progress.progress_bar(1, 'B', '')
     assert not bar.disable
     bar.close()
+    monkeypatch.setenv('TQDM_DISABLE', '1')  # as the README does for a notebook that is kept
+    assert progress.progress_bar(1, 'B', '').disable
