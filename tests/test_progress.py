@@ -25,7 +25,9 @@ def run_in_a_terminal(code):
     fcntl, pty, termios = (pytest.importorskip(name) for name in ('fcntl', 'pty', 'termios'))
     master, slave = pty.openpty()
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack('HHHH', 24, 80, 0, 0))
-    process = subprocess.Popen([sys.executable, '-c', code], stdout=slave, stderr=slave)
+    environment = {name: value for name, value in os.environ.items() if name != 'TQDM_DISABLE'}
+    process = subprocess.Popen([sys.executable, '-c', code], stdout=slave, stderr=slave,
+                               env=environment)
     os.close(slave)
     shown = b''
     while True:
