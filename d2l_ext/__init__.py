@@ -31,11 +31,13 @@ _MODULES = {
     'export': ('export_onnx',),
     'lr_finder': ('RangeTest', 'range_test'),
     'nets': ('nin', 'nin_block'),
-    'plotting': ('plot_confusion', 'plot_histories', 'plot_speed', 'show_images', 'show_samples'),
+    'plotting': ('confusion_report', 'plot_confusion', 'plot_histories', 'plot_speed',
+                 'show_images', 'show_samples'),
     'records': ('checkpoint_path', 'final_values', 'load_record', 'load_weights', 'recorded',
-                'results_folder'),
+                'results_folder', 'validation_history'),
     'search': ('make_trainer', 'trial_table', 'tune'),
     'training': ('train_ch5',),
+    'whitening': ('whitening_filters',),
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
 

@@ -1,5 +1,13 @@
 """The networks of section 7.3 and of the paper behind it."""
-from .arguments import check_choice, check_flag, check_int, check_pair, check_shape, refusal
+from .arguments import (
+    check_choice,
+    check_flag,
+    check_int,
+    check_pair,
+    check_shape,
+    check_type,
+    refusal,
+)
 from .devices import mx
 
 nn = mx.gluon.nn
@@ -136,10 +144,10 @@ def nin_cifar10(num_classes=10, second_pooling='average', ceil_mode=True, batch_
     num_classes : int
         Channels of the last block.
     second_pooling : {'average', 'maximum'}
-        The authors' network takes averages, ports of it also maxima.
+        The authors' network for Caffe takes averages, theirs for cuda-convnet maxima.
     ceil_mode : bool
-        Whether the poolings round up, as Caffe does; else they pad by one pixel. On images of
-        32x32 pixels both give maps of 16x16 and 8x8.
+        Whether the poolings round up, as both do; else they pad by one pixel, as in ports. On
+        images of 32x32 pixels both give maps of 16x16 and 8x8.
     batch_norm : bool
         Normalize between each convolution and its ReLU, see :func:`mlpconv`; the authors do not.
         Images of three channels and ten classes: 968,404 parameters, and 2,836 running statistics.
@@ -244,3 +252,63 @@ def nin_vgg(num_layers, num_classes=10, width=64, num_one_by_one=1, batch_norm=F
         net.add(nn.MaxPool2D(pool_size=2, strides=2))
     net.add(nn.Conv2D(num_classes, kernel_size=1), nn.GlobalAvgPool2D(), nn.Flatten())
     return net
+
+
+def nin_of(blocks, num_classes=10, num_filters=0):
+    """Return a NiN of any blocks, normalized.
+
+    Behind the blocks are a 1x1 convolution to the classes, without a ReLU, which could silence
+    them, and global average pooling.
+
+    Parameters
+    ----------
+    blocks : list
+        For each block a list or tuple: the arguments `channels`, `kernel_size`, `strides` and
+        `padding` of :func:`mlpconv`, and the size of the maximum pooling behind it, 1 for none.
+    num_classes : int
+    num_filters : int
+        Of a 2x2 convolution before the blocks, with a ReLU and without a bias, such as those of
+        :func:`~d2l_ext.whitening.whitening_filters`; 0 for none.
+
+    Returns
+    -------
+    mxnet.gluon.nn.HybridSequential
+        Maps (batch, any channels, height, width) to (batch, num_classes). Height and width may be
+        any that leave a pixel after the last pooling.
+
+    Raises
+    ------
+    ValueError
+        If an argument is out of range.
+    """
+    if not isinstance(blocks, (list, tuple)) or not blocks or not all(
+            isinstance(block, (list, tuple)) and len(block) == 5 for block in blocks):
+        raise refusal('blocks', blocks, 'a list with, for each block, channels, kernel_size, '
+                      'strides, padding and pool_size')
+    num_classes = check_int('num_classes', num_classes, 1)
+    net = nn.HybridSequential()
+    if check_int('num_filters', num_filters, 0):
+        net.add(nn.Conv2D(num_filters, kernel_size=2, activation='relu', use_bias=False))
+    for *window, pool_size in blocks:
+        net.add(mlpconv(*window, batch_norm=True))
+        if check_int('pool_size', pool_size, 1) > 1:
+            net.add(nn.MaxPool2D(pool_size))
+    net.add(nn.Conv2D(num_classes, kernel_size=1), nn.GlobalAvgPool2D(), nn.Flatten())
+    return net
+
+
+class Mirrored(nn.HybridBlock):
+    """Adds the logits of an image and of its mirror image: a prediction costs twice as much.
+
+    Parameters
+    ----------
+    net : mxnet.gluon.HybridBlock
+        Maps (batch, channels, height, width) to logits; trained with mirror images.
+    """
+
+    def __init__(self, net):
+        super().__init__()
+        self.net = check_type('net', net, mx.gluon.HybridBlock, 'a HybridBlock')
+
+    def hybrid_forward(self, F, X):
+        return self.net(X) + self.net(F.flip(X, axis=3))

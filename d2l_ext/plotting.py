@@ -144,6 +144,37 @@ def show_samples(data_iter, num_rows=2, num_cols=9):
     return show_images(X, num_rows, num_cols, titles)
 
 
+def _check_confusion(matrix, classes):
+    if not hasattr(classes, '__len__') or not len(classes):
+        raise refusal('classes', classes, 'a sequence of names')
+    matrix = np.asarray(matrix)
+    if matrix.dtype.kind not in 'iu' or matrix.shape != 2 * (len(classes),) or matrix.min() < 0:
+        raise refusal('matrix', matrix, f'whole numbers of at least 0 of shape '
+                      f'{2 * (len(classes),)}, a row and a column for each of classes')
+    return matrix
+
+
+def confusion_report(matrix, classes):
+    """Return a confusion matrix in words: a line for each class, and one for all.
+
+    Each says what share of the images of the class is right and which class they are most often
+    taken for. `matrix`, `classes` and errors are those of :func:`plot_confusion`.
+    """
+    matrix, lines = _check_confusion(matrix, classes), []
+    width = max(len(str(name)) for name in classes) + 1
+    for i, (name, row) in enumerate(zip(classes, matrix)):
+        mistakes = np.where(np.arange(len(row)) == i, 0, row)
+        if not row.any():
+            lines.append(f'{name:{width}} no images')
+        elif not mistakes.any():
+            lines.append(f'{name:{width}} {1:6.1%} right')
+        else:
+            lines.append(f'{name:{width}} {row[i] / row.sum():6.1%} right, most often taken for '
+                         f'{classes[mistakes.argmax()]} ({mistakes.max()} of {row.sum()})')
+    lines.append(f"{'all':{width}} {matrix.trace() / max(matrix.sum(), 1):6.1%}")
+    return '\n'.join(lines)
+
+
 def plot_confusion(matrix, classes, figsize=(6, 5)):
     """Draw a confusion matrix, its counts written in the cells.
 
@@ -157,13 +188,13 @@ def plot_confusion(matrix, classes, figsize=(6, 5)):
     Returns
     -------
     matplotlib.axes.Axes
+
+    Raises
+    ------
+    ValueError
+        If the matrix is not one of counts, with a row and a column for each class.
     """
-    if not hasattr(classes, '__len__'):
-        raise refusal('classes', classes, 'a sequence of names')
-    matrix = np.asarray(matrix)
-    if matrix.dtype.kind not in 'iu' or matrix.shape != 2 * (len(classes),) or matrix.min() < 0:
-        raise refusal('matrix', matrix, f'whole numbers of at least 0 of shape '
-                      f'{2 * (len(classes),)}, a row and a column for each of classes')
+    matrix = _check_confusion(matrix, classes)
     figure, axes = plt.subplots(figsize=_check_figsize(figsize), layout='constrained')
     share = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     axes.imshow(share, cmap='Blues', vmin=0, vmax=1)

@@ -274,6 +274,23 @@ def load_weights(net, record):
     raise ValueError(f"no weights were kept with the record {record['name']}")
 
 
+def validation_history(history):
+    """Return a history in which what ``train_ch5`` tested on is called what it was: held out.
+
+    The key `test_acc` of every row becomes `val_acc`. For trainings whose second batches are
+    held-out training images, which choose settings; the test set has no part in them.
+
+    Parameters
+    ----------
+    history : list of dict
+        As ``train_ch5`` returns it; it stays as it is.
+    """
+    if not isinstance(history, list):
+        raise refusal('history', history, 'the list that train_ch5 returns')
+    return [{**{key: row[key] for key in row if key != 'test_acc'}, 'val_acc': row['test_acc']}
+            for row in (check_keys('each row of history', row, ('test_acc',)) for row in history)]
+
+
 def final_values(record, key='test_acc'):
     """Return {variant: array over seeds} of `key` in the last epoch of every run."""
     values = {}

@@ -17,6 +17,7 @@ import pytest
 import d2l_ext  # noqa: F401  before any test imports mxnet, as readers should
 
 matplotlib.use('Agg')
+pytest.register_assert_rewrite('damage')  # no test module, but it asserts
 
 
 # --- options and counts of the whole run ---

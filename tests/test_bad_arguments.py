@@ -137,6 +137,10 @@ IMAGE_SHAPES = [*unexpected('image_shape', IMAGE_SHAPE, 4, (), 'abc', (4, 4), (1
                 Row('image_shape', (1, 4, 0), 'of at least 1', '0'),
                 Row('image_shape', (1, 4, 2.5), 'a whole number', '2.5')]
 AXES = unexpected('axes', 'the Axes of a Matplotlib figure', 3, 'x')
+CONFUSIONS = [*unexpected('matrix', 'whole numbers of at least 0 of shape (2, 2)',
+                          np.eye(3, dtype=int), np.eye(2), 3, None),
+              Row('matrix', [[-1, 0], [0, 1]], 'at least 0', '(2, 2)'),
+              *unexpected('classes', 'a sequence of names', 3, None, [])]
 SIZES = [*unexpected('figsize', 'a pair of numbers', 3, (1, 2, 3), None, 'ab'),
          Row('figsize', (0, 3), 'above 0', '0'), Row('figsize', (3, 'x'), 'above 0', "'x'")]
 
@@ -331,6 +335,24 @@ CASES = {
          *unexpected('num_layers', 'whole number of at least 1', 0, True, '11', 11.5, None),
          *whole('num_classes', 1), *whole('width', 1), *whole('num_one_by_one', 0),
          *flag('batch_norm')]),
+    'nets.nin_of': Case(
+        lambda folder: {'blocks': [((2, 3), 3, 1, 1, 2)]},
+        [*unexpected('blocks', 'strides, padding and pool_size', 3, None, [], [3], [(1, 2)]),
+         Row('blocks', [(8, 3, 1, 1, 2)], 'the widths of the layers', '8', 'channels'),
+         Row('blocks', [((8,), 3, 1, 1, 0)], 'at least 1', '0', 'pool_size'),
+         *whole('num_classes', 1), *whole('num_filters', 0)]),
+    'nets.Mirrored': Case(lambda folder: {'net': dense()},
+                          unexpected('net', 'a HybridBlock', 3, None, nn.Sequential())),
+    'whitening.whitening_filters': Case(
+        lambda folder: {'images': np.zeros((2, 1, 3, 3))},
+        [*unexpected('images', 'floats of shape (number, channels, height, width)',
+                     np.zeros((2, 3, 3)), np.zeros((2, 1, 3, 3), int), np.zeros((1, 1, 3, 3)), 3,
+                     None), *whole('window', 1, 3), *number('eps', 'above 0', 0, -1)]),
+    'windows.receptive_field': Case(
+        lambda folder: {'net': nn.Conv2D(2, 3)},
+        [*NETS, *unexpected('net', 'a chain of layers', nn.Conv2DTranspose(2, 3),
+                            nn.Conv1D(2, 3), nn.Conv3D(2, 3),
+                            mx.gluon.contrib.nn.HybridConcurrent())]),
     'graphs.check_net': Case(lambda folder: {'net': dense()}, NETS),
     'graphs.check_initialized': Case(lambda folder: {'net': dense(), 'ctx': CPU}, [*PLACES, BARE]),
     'graphs.check_trainer': Case(
@@ -376,12 +398,11 @@ CASES = {
     'plotting.show_samples': Case(
         lambda folder: {'data_iter': images(classes='ab'), 'num_rows': 1, 'num_cols': 2},
         [*unexpected('data_iter', 'the names of their classes', 3, None, batches()), *GRID]),
+    'plotting.confusion_report': Case(lambda folder: {'matrix': [[1, 0], [0, 1]], 'classes': 'ab'},
+                                      CONFUSIONS),
     'plotting.plot_confusion': Case(
         lambda folder: {'matrix': [[1, 0], [0, 1]], 'classes': 'ab'},
-        [*unexpected('matrix', 'whole numbers of at least 0 of shape (2, 2)', np.eye(3, dtype=int),
-                     np.eye(2), 3, None),
-         Row('matrix', [[-1, 0], [0, 1]], 'at least 0', '(2, 2)'),
-         *unexpected('classes', 'a sequence of names', 3, None), *SIZES]),
+        [*CONFUSIONS, *SIZES]),
     'plotting.plot_speed': Case(
         lambda folder: {'record': {'resize': 8, 'batch_size': 2, 'rows': {
             'a': {'images_per_second': 1., 'ratio': 1., 'turns': [{'threads': 1}]}}}},
@@ -421,6 +442,11 @@ CASES = {
     'records.load_weights': Case(
         committed, [*NETS, *unexpected('record', 'the keys name, runs', 3, None, {}),
                     Row('record', record(), 'no weights', 'the record a')]),
+    'records.validation_history': Case(
+        lambda folder: {'history': history()},
+        [*unexpected('history', 'the list that train_ch5 returns', 3, None, {}),
+         Row('history', [{}], 'the keys test_acc', '{}'),
+         Row('history', [3], 'the keys test_acc', '3')]),
     'records.final_values': Case(
         lambda folder: {'record': record()},
         [*unexpected('record', 'the keys runs', 3, None, {}),

@@ -351,7 +351,8 @@ def test_all_parts_write_their_records(made_up, tmp_path, monkeypatch, capsys, w
 def test_a_part_can_be_measured_by_itself(made_up, tmp_path):
     command.main(['startup', '--pairs', '1', '--folder', str(tmp_path)])
     (path,) = tmp_path.iterdir()
-    assert json.loads(path.read_text())['command'] == 'python -m tests.benchmarks startup'
+    assert json.loads(path.read_text())['command'] == (
+        f'python -m tests.benchmarks startup --pairs 1 --folder {tmp_path}')
 
 
 @pytest.mark.parametrize('argv, says', [

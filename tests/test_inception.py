@@ -1,6 +1,6 @@
 """The Inception blocks and GoogLeNet: shapes, costs, the model zoo, an independent count."""
 import pytest
-from test_resources import torch_counts
+from test_resources_pytorch import torch_counts
 
 from d2l_ext.devices import mx
 from d2l_ext.graphs import compiled

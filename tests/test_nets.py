@@ -4,7 +4,7 @@ import pytest
 from d2l_ext import nin, nin_block
 from d2l_ext.devices import mx
 from d2l_ext.graphs import check_input
-from d2l_ext.nets import mlpconv, nin_cifar10, nin_imagenet, nin_vgg
+from d2l_ext.nets import Mirrored, mlpconv, nin_cifar10, nin_imagenet, nin_of, nin_vgg
 
 nn = mx.gluon.nn
 
@@ -190,3 +190,35 @@ def test_check_input_leaves_the_net_deferred():
     net.initialize()
     check_input(net, (2, 1, 96, 96))
     assert net[0][0].weight.shape == (96, 0, 11, 11)
+
+
+@pytest.mark.parametrize('make, places', [(nin, [6]), (nin_cifar10, [2, 5]), (nin_imagenet, [6])])
+def test_where_half_of_the_activations_are_dropped(make, places):
+    assert [(i, layer._rate) for i, layer in enumerate(make()) if isinstance(layer, nn.Dropout)] \
+        == [(i, 0.5) for i in places]
+
+
+def test_nin_of():
+    blocks = [((8, 4), 3, 1, 1, 2), ([6], 3, 2, 1, 1)]
+    assert map_sizes(nin_of(blocks, 3), (1, 16, 16)) == [
+        (4, 16), (4, 8), (6, 4), (3, 4), (3, 1), (3,)]
+    net = nin_of(blocks, num_filters=24)
+    assert map_sizes(net, (3, 16, 16)) == [
+        (24, 15), (4, 15), (4, 7), (6, 4), (10, 4), (10, 1), (10,)]
+    assert [type(layer) for layer in net[1]] == 2 * [nn.Conv2D, nn.BatchNorm, nn.Activation]
+    first, last = net[0], net[-3]
+    assert first.bias is None and first.act is not None  # what whitening filters need
+    assert last.bias is not None and last.act is None  # no ReLU that could silence a class
+
+
+def test_mirrored():
+    net = nn.Dense(3)
+    net.initialize(mx.init.Normal(1))
+    mirrored, X = Mirrored(net), mx.nd.random.normal(shape=(2, 1, 4, 5))
+    expected = net(X) + net(X[:, :, :, ::-1])
+    assert abs(mirrored(X) - expected).max().asscalar() < 1e-5
+    assert abs(mirrored(X) - mirrored(X[:, :, :, ::-1])).max().asscalar() < 1e-5
+    assert abs(mirrored(X) - 2 * net(X)).max().asscalar() > 0.1
+    mirrored.hybridize()
+    assert abs(mirrored(X) - expected).max().asscalar() < 1e-5
+    assert mirrored.collect_params().keys() == net.collect_params().keys()

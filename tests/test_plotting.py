@@ -108,6 +108,17 @@ def test_plot_confusion(kind):
     assert colours == {'8': 'white', '9': 'white', '2': 'black', '1': 'black'}
 
 
+def test_confusion_report():
+    matrix = [[8, 2, 0, 0], [1, 9, 0, 0], [0, 0, 0, 0], [0, 0, 0, 5]]
+    assert d2l_ext.confusion_report(matrix, ['bag', 'coat', 'shirt', 'boot']) == (
+        'bag     80.0% right, most often taken for coat (2 of 10)\n'
+        'coat    90.0% right, most often taken for bag (1 of 10)\n'
+        'shirt  no images\n'
+        'boot   100.0% right\n'
+        'all     88.0%')
+    assert d2l_ext.confusion_report(np.zeros((1, 1), int), 'a') == 'a  no images\nall   0.0%'
+
+
 def test_every_figure_can_be_drawn():
     d2l_ext.plot_histories({'a': [history(), history(0.1)]})
     d2l_ext.show_images(IMAGES, 2, 3)

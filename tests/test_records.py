@@ -178,6 +178,13 @@ def test_final_values():
     np.testing.assert_allclose(d2l_ext.final_values(record, 'loss')['a'], [0.5, 0.5])
 
 
+def test_validation_history():
+    history = [{'epoch': 1, 'loss': 2., 'test_acc': 0.5, 'seconds': 3.}]
+    assert d2l_ext.validation_history(history) == [
+        {'epoch': 1, 'loss': 2., 'val_acc': 0.5, 'seconds': 3.}]
+    assert history[0]['test_acc'] == 0.5 and 'val_acc' not in history[0]
+
+
 # --- reading or running ---
 
 def test_a_committed_record_is_read(results, cache, monkeypatch):

@@ -6,7 +6,7 @@ import re
 import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
-from test_resources import torch_counts
+from test_resources_pytorch import torch_counts
 
 from d2l_ext.devices import mx
 from d2l_ext.nets import nin_block

@@ -12,6 +12,7 @@ import argparse
 import datetime
 import math
 import os
+import shlex
 import sys
 
 from d2l_ext.records import results_folder
@@ -45,6 +46,10 @@ def parse_args(argv):
     if not args.folder and (args.batch_size, args.resize) != (BATCH_SIZE, RESIZE):
         parser.error('the committed records are of another setting: say --folder where these go')
     args.parts = [part for part in PARTS if part in args.parts or 'all' in args.parts]
+    args.options = ''.join(
+        f" --{name.replace('_', '-')} {shlex.quote(str(getattr(args, name)))}"
+        for name in ('pairs', 'batch_size', 'resize', 'folder')
+        if getattr(args, name) != parser.get_default(name))
     args.folder = args.folder or results_folder()
     return args
 
@@ -59,7 +64,7 @@ def main(argv=None):
     try:
         for part in args.parts:
             PARTS[part].run(args.pairs, args.batch_size, args.resize, args.folder,
-                            f'python -m tests.benchmarks {part}')
+                            f'python -m tests.benchmarks {part}{args.options}')
     except Failed as error:
         sys.exit(str(error))
 
