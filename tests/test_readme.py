@@ -49,13 +49,19 @@ def span(values, digits):
 
 
 def speed_rows():
-    training, inference, limits, startup = (
+    training, plain, inference, limits, startup = (
         json.loads((results_folder() / f'{name}.json').read_text()) for name in (
-            'benchmarks', 'benchmarks_inference', 'benchmarks_limits', 'benchmarks_startup'))
-    yield training['environment']['processor']
-    for name, row in training['rows'].items():
-        yield (f"| `{name}` | {row['images_per_second']:.1f} | {spread(row, digits='.1f')} | "
-               f"{row['peak_gib']:.1f} GiB |")
+            'benchmarks', 'avx2/benchmarks', 'benchmarks_inference', 'benchmarks_limits',
+            'benchmarks_startup'))
+    for record in (training, plain):
+        yield record['environment']['processor']
+        yield record['command'].partition(' training')[0]
+        for name, row in record['rows'].items():
+            yield (f"| `{name}` | {row['images_per_second']:.1f} | {spread(row, digits='.1f')} | "
+                   f"{row['peak_gib']:.1f} GiB |")
+    assert plain['environment']['precision'] == 'float32'
+    yield f"`{plain['command']}`"
+    yield f"ran {plain['pairs']} times"
     for row in (training['comparisons']['d2l_ext.train_ch5 against PyTorch'],
                 training['comparisons']['with batch normalization against without']):
         yield spread(row)
@@ -82,6 +88,9 @@ def results_rows():
     run, = load_record(results_folder() / 'nin_paper_cifar10_modern.json')['runs']
     yield f"get {run['history'][-1]['test_acc']:.4f} of the test images right"
     yield f"and {run['mirrored_test_acc']:.4f} when the answers for mirror images are added"
+    run, = load_record(results_folder() / 'nin_paper_cifar10_original.json')['runs']
+    yield (f"stand at {run['history'][-1]['test_acc']:.4f} after seven, in "
+           f"{run['seconds'] / 60:.0f} minutes")
 
 
 @pytest.mark.parametrize('expected', [*speed_rows(), *results_rows()])
