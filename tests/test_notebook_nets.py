@@ -20,7 +20,7 @@ def made(notebook, definition, expression):
     tree = ast.parse(cell.source)
     tree.body = [node for node in tree.body  # not what the cell goes on to compute and print
                  if isinstance(node, (ast.Import, ast.ImportFrom, ast.FunctionDef))
-                 or isinstance(node, ast.Assign) and getattr(node.targets[0], 'id', '') == expression]
+                 or getattr(getattr(node, 'targets', [None])[0], 'id', '') == expression]
     names = {}
     for code in (cells[0].source, cells[1].source, compile(tree, notebook, 'exec')):
         exec(code, names)
