@@ -55,7 +55,6 @@ def speed_rows():
             'benchmarks_startup'))
     for record in (training, plain):
         yield record['environment']['processor']
-        yield record['command'].partition(' training')[0]
         for name, row in record['rows'].items():
             yield (f"| `{name}` | {row['images_per_second']:.1f} | {spread(row, digits='.1f')} | "
                    f"{row['peak_gib']:.1f} GiB |")
