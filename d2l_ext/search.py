@@ -2,10 +2,10 @@
 
 Optuna (Akiba et al., *Optuna: A Next-generation Hyperparameter Optimization Framework*, 2019)
 proposes the settings with its tree-structured Parzen estimator (Bergstra et al., *Algorithms for
-Hyper-Parameter Optimization*, 2011). From the second epoch on it gives up a trial whose validation
-accuracy is below the median of the completed trials at the same epoch, which is fast and a little
-unfair to schedules that shine at the end only. All trials are judged on training images that were
-held out; the test set takes no part.
+Hyper-Parameter Optimization*, 2011). From the second epoch on, once five trials are complete, it
+gives up a trial whose validation accuracy is below the median of these at the same epoch, which is
+fast and a little unfair to schedules that shine at the end only. All trials are judged on training
+images that were held out; the test set takes no part.
 """
 import argparse
 import contextlib
