@@ -30,7 +30,7 @@ _MODULES = {
     'evaluation': ('evaluate_accuracy', 'predict'),
     'export': ('export_onnx',),
     'lr_finder': ('RangeTest', 'range_test'),
-    'nets': ('nin', 'nin_block'),
+    'nets': ('nin', 'nin_block', 'start_as_identity'),
     'plotting': ('confusion_report', 'plot_confusion', 'plot_histories', 'plot_speed',
                  'show_images', 'show_samples'),
     'records': ('checkpoint_path', 'final_values', 'load_record', 'load_weights', 'recorded',

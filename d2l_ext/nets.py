@@ -9,6 +9,7 @@ from .arguments import (
     refusal,
 )
 from .devices import mx
+from .graphs import check_net
 
 nn = mx.gluon.nn
 
@@ -312,3 +313,68 @@ class Mirrored(nn.HybridBlock):
 
     def hybrid_forward(self, F, X):
         return self.net(X) + self.net(F.flip(X, axis=3))
+
+
+class Shifted(nn.HybridBlock):
+    """Adds to the logits of an image half of those of it moved by a pixel, once each way.
+
+    Up and to the left, then down and to the right; what comes in is the image reflected at its
+    edge. A prediction costs three times as much. ``Mirrored(Shifted(net))`` is the multi-crop
+    evaluation of Jordan, *94% on CIFAR-10 in 3.29 Seconds on a Single GPU*, 2024.
+
+    Parameters
+    ----------
+    net : mxnet.gluon.HybridBlock
+        Maps (batch, channels, height, width), at least 2 pixels each way, to logits; trained with
+        shifted images.
+    """
+
+    def __init__(self, net):
+        super().__init__()
+        self.net = check_type('net', net, mx.gluon.HybridBlock, 'a HybridBlock')
+
+    def hybrid_forward(self, F, X):
+        padded = F.pad(X, mode='reflect', pad_width=(0, 0, 0, 0, 1, 1, 1, 1))
+        up = F.slice(padded, begin=(None, None, 2, 2), end=(None,) * 4)
+        down = F.slice(padded, begin=(None,) * 4, end=(None, None, -2, -2))
+        return self.net(X) + (self.net(up) + self.net(down)) / 2
+
+
+def start_as_identity(net):
+    """Let the first output channels of each convolution begin as copies of its input channels.
+
+    The image then reaches every depth of a net whose layers do not get narrower, and layers
+    behind a ReLU hand on what they get. The other channels keep their random start, all biases
+    theirs. Jordan, *94% on CIFAR-10 in 3.29 Seconds on a Single GPU*, 2024, who has it from
+    Zagoruyko and Komodakis, *DiracNets*, 2017.
+
+    Left alone are convolutions with fewer outputs than inputs, with groups, or whose weights do
+    not train (`grad_req` of ``'null'``).
+
+    Parameters
+    ----------
+    net : mxnet.gluon.Block
+        Initialized, and called once if shapes were deferred. Its weights are changed in place.
+
+    Raises
+    ------
+    ValueError
+        If a weight has no values yet.
+    """
+    for param in check_net(net).collect_params().values():
+        if not param._data:
+            raise ValueError(f'{param.name} has no values yet: call net.initialize() and then net '
+                             'once on an image')
+
+    def start(layer):
+        if not isinstance(layer, nn.Conv2D) or layer.weight.grad_req == 'null':
+            return
+        weight = layer.weight.data(layer.weight.list_ctx()[0]).asnumpy()
+        num_outputs, num_inputs, height, width = weight.shape
+        if layer._kwargs['num_group'] == 1 and num_outputs >= num_inputs:
+            copies = range(num_inputs)
+            weight[:num_inputs] = 0
+            weight[copies, copies, height // 2, width // 2] = 1
+            layer.weight.set_data(mx.nd.array(weight))
+
+    net.apply(start)

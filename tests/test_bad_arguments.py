@@ -343,6 +343,10 @@ CASES = {
          *whole('num_classes', 1), *whole('num_filters', 0)]),
     'nets.Mirrored': Case(lambda folder: {'net': dense()},
                           unexpected('net', 'a HybridBlock', 3, None, nn.Sequential())),
+    'nets.Shifted': Case(lambda folder: {'net': dense()},
+                         unexpected('net', 'a HybridBlock', 3, None, nn.Sequential())),
+    'nets.start_as_identity': Case(lambda folder: {'net': dense()},
+                                   unexpected('net', 'a Gluon block', 3, None, nn.Conv2D)),
     'whitening.whitening_filters': Case(
         lambda folder: {'images': np.zeros((2, 1, 3, 3))},
         [*unexpected('images', 'floats of shape (number, channels, height, width)',

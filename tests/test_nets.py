@@ -1,10 +1,20 @@
 """The networks: shapes and parameters as section 7.3 prints them, and clear errors."""
+import numpy as np
 import pytest
 
 from d2l_ext import nin, nin_block
 from d2l_ext.devices import mx
 from d2l_ext.graphs import check_input
-from d2l_ext.nets import Mirrored, mlpconv, nin_cifar10, nin_imagenet, nin_of, nin_vgg
+from d2l_ext.nets import (
+    Mirrored,
+    Shifted,
+    mlpconv,
+    nin_cifar10,
+    nin_imagenet,
+    nin_of,
+    nin_vgg,
+    start_as_identity,
+)
 
 nn = mx.gluon.nn
 
@@ -222,3 +232,45 @@ def test_mirrored():
     mirrored.hybridize()
     assert abs(mirrored(X) - expected).max().asscalar() < 1e-5
     assert mirrored.collect_params().keys() == net.collect_params().keys()
+
+
+def test_shifted():
+    net = nn.Dense(3)
+    net.initialize(mx.init.Normal(1))
+    shifted, X = Shifted(net), mx.nd.random.normal(shape=(2, 1, 4, 5))
+    padded = np.pad(X.asnumpy(), ((0, 0), (0, 0), (1, 1), (1, 1)), 'reflect')
+    up, down = (mx.nd.array(padded[:, :, i:i + 4, i:i + 5]) for i in (2, 0))
+    expected = net(X) + net(up) / 2 + net(down) / 2
+    for _ in range(2):
+        assert abs(shifted(X) - expected).max().asscalar() < 1e-5
+        assert abs(shifted(X) - 2 * net(X)).max().asscalar() > 0.1
+        shifted.hybridize()
+    assert shifted.collect_params().keys() == net.collect_params().keys()
+
+
+def test_an_identity_start_hands_images_on():
+    net = nn.Sequential()
+    net.add(nn.Conv2D(4, 5, padding=2, activation='relu'), mlpconv([4, 6], 3, 1, 1))
+    net.initialize()
+    X = mx.nd.random.uniform(shape=(2, 3, 8, 8))
+    before = net(X)
+    start_as_identity(net)
+    after = net(X)
+    assert abs(after[:, :3] - X).max().asscalar() < 1e-6  # no ReLU alters what is positive
+    assert abs(before[:, :3] - X).max().asscalar() > 0.1
+
+
+def test_an_identity_start_leaves_the_rest_alone():
+    net = nn.HybridSequential()
+    net.add(nn.Conv2D(5, 3, padding=1), nn.Conv2D(3, 1), nn.Conv2D(6, 3, groups=3), nn.Conv2D(8, 1))
+    net.initialize(mx.init.Normal(1))
+    with pytest.raises(ValueError, match='call net.initialize'):
+        start_as_identity(net)
+    net(mx.nd.zeros((1, 2, 8, 8)))
+    net[3].weight.grad_req = 'null'
+    before = [layer.weight.data().copy() for layer in net]
+    start_as_identity(net)
+    assert (net[0].weight.data()[2:] == before[0][2:]).min().asscalar() == 1
+    assert (net[0].weight.data()[:2] != before[0][:2]).mean().asscalar() > 0.9
+    for layer, weight in zip(net[1:], before[1:]):
+        assert (layer.weight.data() == weight).min().asscalar() == 1
