@@ -345,8 +345,8 @@ def start_as_identity(net):
 
     The image then reaches every depth of a net whose layers do not get narrower, and layers
     behind a ReLU hand on what they get. The other channels keep their random start, all biases
-    theirs. Jordan, *94% on CIFAR-10 in 3.29 Seconds on a Single GPU*, 2024, who has it from
-    Zagoruyko and Komodakis, *DiracNets*, 2017.
+    theirs. Jordan, *94% on CIFAR-10 in 3.29 Seconds on a Single GPU*, 2024; compare Zagoruyko and
+    Komodakis, *DiracNets*, 2017.
 
     Left alone are convolutions with fewer outputs than inputs, with groups, or whose weights do
     not train (`grad_req` of ``'null'``).
