@@ -5,6 +5,7 @@ import gzip
 import hashlib
 import http.server
 import os
+import signal
 import struct
 import sys
 import threading
@@ -17,6 +18,9 @@ import pytest
 import d2l_ext  # noqa: F401  before any test imports mxnet, as readers should
 
 matplotlib.use('Agg')
+# A shell lets what it starts in the background ignore Ctrl-C, and the processes that tests stop
+# with it would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 pytest.register_assert_rewrite('damage')  # no test module, but it asserts
 
 
