@@ -6,7 +6,7 @@ from .arguments import check_int, check_number, refusal
 from .devices import mx
 
 
-def whitening_filters(images, window=2, eps=5e-4):
+def whitening_filters(images, window=2, eps=5e-4, num_filters=None):
     """Return filters of a convolution that whiten the patches of `images`.
 
     Each filter is an eigenvector of the covariance of all patches, over the square root of its
@@ -23,12 +23,16 @@ def whitening_filters(images, window=2, eps=5e-4):
     eps : float
         Added to every eigenvalue, so that directions in which patches hardly differ do not become
         mere noise. In units of the squared pixel values.
+    num_filters : int, optional
+        How many filters, an even number: those of the directions in which patches differ most.
+        All if left out.
 
     Returns
     -------
     mxnet.nd.NDArray
-        Of shape (2 * channels * window**2, channels, window, window), from the direction in which
-        patches differ least to the one in which they differ most.
+        Of shape (filters, channels, window, window), all of them being ``2 * channels *
+        window**2``, from the direction in which patches differ least to the one in which they
+        differ most.
 
     Raises
     ------
@@ -41,9 +45,13 @@ def whitening_filters(images, window=2, eps=5e-4):
                       'least two of them')
     window = check_int('window', window, 1, min(images.shape[2:]))
     eps = check_number('eps', eps, 0)
+    size = images.shape[1] * window**2
+    half = size if num_filters is None else check_int('num_filters', num_filters, 2, 2 * size) / 2
+    if half % 1:
+        raise refusal('num_filters', num_filters, 'an even number, as half of them are negatives')
     windows = sliding_window_view(images, (window, window), axis=(2, 3))
-    patches = windows.transpose(0, 2, 3, 1, 4, 5).reshape(-1, images.shape[1] * window**2)
+    patches = windows.transpose(0, 2, 3, 1, 4, 5).reshape(-1, size)
     eigenvalues, eigenvectors = np.linalg.eigh(np.atleast_2d(np.cov(patches, rowvar=False)))
     filters = (eigenvectors / np.sqrt(eigenvalues + eps)).T
-    filters = filters.reshape(-1, images.shape[1], window, window)
+    filters = filters[size - int(half):].reshape(-1, images.shape[1], window, window)
     return mx.nd.array(np.concatenate([filters, -filters]))

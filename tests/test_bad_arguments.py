@@ -345,13 +345,33 @@ CASES = {
                           unexpected('net', 'a HybridBlock', 3, None, nn.Sequential())),
     'nets.Shifted': Case(lambda folder: {'net': dense()},
                          unexpected('net', 'a HybridBlock', 3, None, nn.Sequential())),
-    'nets.start_as_identity': Case(lambda folder: {'net': dense()},
-                                   unexpected('net', 'a Gluon block', 3, None, nn.Conv2D)),
+    'nets.at_corners': Case(
+        lambda folder: {'net': d2l_ext.nin()},
+        unexpected('net', 'a HybridSequential such as nin()', 3, None, nn.Conv2D, dense())),
+    'muon.orthogonalized': Case(
+        lambda folder: {'matrix': nd.ones((2, 3))},
+        [*unexpected('matrix', 'an NDArray of shape (rows, columns)', nd.ones(3), 3, None,
+                     np.ones((2, 3))), *whole('num_rounds', 1)]),
+    'muon.Muon': Case(
+        lambda folder: {},
+        [*number('learning_rate', 'above 0', 0, -1),
+         *unexpected('momentum', 'a number of at least 0 and below 1', -0.1, 1, float('nan'), '0',
+                     None)],
+        free=('kwargs',)),
+    'starts.start_as_identity': Case(lambda folder: {'net': dense()},
+                                     unexpected('net', 'a Gluon block', 3, None, nn.Conv2D)),
+    'starts.scale_layers': Case(
+        lambda folder: {'net': dense(), 'X': nd.ones((2, 3))},
+        [*unexpected('net', 'a Gluon block', 3, None, nn.Conv2D),
+         *unexpected('X', 'an NDArray', 3, None, np.ones((2, 3))),
+         *number('rms', 'above 0', 0, -1)]),
     'whitening.whitening_filters': Case(
         lambda folder: {'images': np.zeros((2, 1, 3, 3))},
         [*unexpected('images', 'floats of shape (number, channels, height, width)',
                      np.zeros((2, 3, 3)), np.zeros((2, 1, 3, 3), int), np.zeros((1, 1, 3, 3)), 3,
-                     None), *whole('window', 1, 3), *number('eps', 'above 0', 0, -1)]),
+                     None), *whole('window', 1, 3), *number('eps', 'above 0', 0, -1),
+         *whole('num_filters', 2, 8, (True, '3', 2.5)),
+         *unexpected('num_filters', 'an even number', 3)]),
     'windows.receptive_field': Case(
         lambda folder: {'net': nn.Conv2D(2, 3)},
         [*NETS, *unexpected('net', 'a chain of layers', nn.Conv2DTranspose(2, 3),
@@ -553,7 +573,8 @@ def public_functions():
             if getattr(item, '__module__', None) != home.__name__ or not callable(item):
                 continue
             found = {name: item} if name not in internal else {}
-            if inspect.isclass(item) and not issubclass(item, gluon.Block):
+            of_mxnet = (gluon.Block, mx.optimizer.Optimizer)  # their methods MXNet calls
+            if inspect.isclass(item) and not issubclass(item, of_mxnet):
                 found.update({f'{name}.{method}': function for method, function
                               in vars(item).items() if inspect.isfunction(function)})
             for path_, function in found.items():

@@ -8,12 +8,12 @@ from d2l_ext.graphs import check_input
 from d2l_ext.nets import (
     Mirrored,
     Shifted,
+    at_corners,
     mlpconv,
     nin_cifar10,
     nin_imagenet,
     nin_of,
     nin_vgg,
-    start_as_identity,
 )
 
 nn = mx.gluon.nn
@@ -248,29 +248,39 @@ def test_shifted():
     assert shifted.collect_params().keys() == net.collect_params().keys()
 
 
-def test_an_identity_start_hands_images_on():
-    net = nn.Sequential()
-    net.add(nn.Conv2D(4, 5, padding=2, activation='relu'), mlpconv([4, 6], 3, 1, 1))
+def test_corners_are_those_of_the_pooling_windows():
+    net = nin()
+    net.initialize(mx.init.MSRAPrelu())
+    X = mx.nd.random.normal(shape=(1, 1, 224, 224))
+    expected = X
+    for layer, behind in zip(net, [*net[1:], None]):
+        if isinstance(behind, nn.MaxPool2D):
+            maps = layer(expected).asnumpy()
+        elif isinstance(layer, nn.MaxPool2D):
+            size = layer(mx.nd.array(maps)).shape[2]
+            expected = mx.nd.array(np.max([maps[:, :, i:i + 2 * size:2, j:j + 2 * size:2]
+                                           for i in (0, 2) for j in (0, 2)], axis=0))
+        else:
+            expected = layer(expected)
+    full = net(X)
+    cheap = at_corners(net)
+    for _ in range(2):
+        np.testing.assert_allclose(cheap(X).asnumpy(), expected.asnumpy(), rtol=1e-4, atol=1e-4)
+        cheap.hybridize()
+    assert abs(full - expected).max().asscalar() > 1e-3
+    assert abs(net(X) - full).max().asscalar() == 0  # as it was
+
+
+def test_corners_have_the_parameters_of_the_net():
+    net = nin()
     net.initialize()
-    X = mx.nd.random.uniform(shape=(2, 3, 8, 8))
-    before = net(X)
-    start_as_identity(net)
-    after = net(X)
-    assert abs(after[:, :3] - X).max().asscalar() < 1e-6  # no ReLU alters what is positive
-    assert abs(before[:, :3] - X).max().asscalar() > 0.1
-
-
-def test_an_identity_start_leaves_the_rest_alone():
-    net = nn.HybridSequential()
-    net.add(nn.Conv2D(5, 3, padding=1), nn.Conv2D(3, 1), nn.Conv2D(6, 3, groups=3), nn.Conv2D(8, 1))
-    net.initialize(mx.init.Normal(1))
-    with pytest.raises(ValueError, match='call net.initialize'):
-        start_as_identity(net)
-    net(mx.nd.zeros((1, 2, 8, 8)))
-    net[3].weight.grad_req = 'null'
-    before = [layer.weight.data().copy() for layer in net]
-    start_as_identity(net)
-    assert (net[0].weight.data()[2:] == before[0][2:]).min().asscalar() == 1
-    assert (net[0].weight.data()[:2] != before[0][:2]).mean().asscalar() > 0.9
-    for layer, weight in zip(net[1:], before[1:]):
-        assert (layer.weight.data() == weight).min().asscalar() == 1
+    cheap = at_corners(net)  # before any shape is known
+    assert cheap(mx.nd.zeros((1, 1, 224, 224))).shape == (1, 10)
+    assert cheap.collect_params().items() == net.collect_params().items()
+    X, shapes = mx.nd.zeros((1, 1, 224, 224)), []
+    for layer in cheap:
+        X = layer(X)
+        shapes.append(X.shape)
+    assert shapes[1::2] == SECTION_SHAPES[1::2] and shapes[4] == (1, 384, 6, 6)
+    with pytest.raises(ValueError, match='net must be a net with a maximum pooling of 3x3'):
+        at_corners(nin_of([((4, 4), 3, 1, 1, 2)]))

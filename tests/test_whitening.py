@@ -43,3 +43,12 @@ def test_the_order_and_eps():
 
 def test_constant_images_give_finite_filters():
     assert np.isfinite(whitening_filters(np.ones((5, 1, 4, 4))).asnumpy()).all()
+
+
+def test_only_the_largest_directions():
+    images = correlated((300, 1, 6, 6))
+    filters = whitening_filters(images, 3).asnumpy()
+    few = whitening_filters(images, 3, num_filters=8).asnumpy()
+    np.testing.assert_array_equal(few, np.concatenate([filters[5:9], filters[14:18]]))
+    with pytest.raises(ValueError, match='num_filters must be an even number'):
+        whitening_filters(images, 3, num_filters=7)
