@@ -51,10 +51,10 @@ class Muon(mx.optimizer.Optimizer):
 
     Jordan and others, *Muon: An Optimizer for Hidden Layers in Neural Networks*, 2024. The weights
     of a layer are a matrix of outputs by inputs, those of a window side by side. Its step is
-    multiplied by the square root of outputs / inputs, so that `learning_rate` is by how much, at
-    most, a step changes the root mean square of the outputs for inputs with a root mean square of
-    one (Yang, Simon and Bernstein, *A Spectral Condition for Feature Learning*, 2023). A bias moves
-    by `learning_rate` in length.
+    multiplied by the square root of outputs / inputs, so that `learning_rate` is, roughly, by how
+    much at most a step changes the root mean square of the outputs, for inputs with a root mean
+    square of one (Yang, Simon and Bernstein, *A Spectral Condition for Feature Learning*, 2023). A
+    bias moves by `learning_rate` in length.
 
     Of a `gluon.Trainer`: ``Trainer(net.collect_params(), Muon(0.01))``, or, once this module is
     imported, ``Trainer(net.collect_params(), 'muon', {'learning_rate': 0.01})``.
@@ -90,7 +90,7 @@ class Muon(mx.optimizer.Optimizer):
         lr, wd = self._get_lr(index), self._get_wd(index)
         grad = grad * self.rescale_grad
         state[:] = self.momentum * state + (1 - self.momentum) * grad
-        step = self.momentum * state + (1 - self.momentum) * grad
+        step = self.momentum * state + (1 - self.momentum) * grad  # Nesterov's: one ahead
         if step.ndim > 1:
             num_outputs, num_inputs = step.shape[0], step.size // step.shape[0]
             step = orthogonalized(step.reshape((num_outputs, num_inputs))).reshape(step.shape)

@@ -302,8 +302,8 @@ def nin_of(blocks, num_classes=10, num_filters=0):
 def at_corners(net):
     """Return `net` with pooling over the corners of windows only, which costs less to compute.
 
-    Where a block is followed by a maximum pooling of 3x3 positions with a stride of 2, four of the
-    nine positions are compared, the corners, and the block computes no others: its first
+    Where a NiN block is followed by a maximum pooling of 3x3 positions with a stride of 2, four of
+    the nine positions are compared, the corners, and the block computes no others: its first
     convolution has twice the stride. All maps behind a pooling keep their shape. The section's
     network then needs a quarter of the multiply-adds. Where maps are smooth, as those of enlarged
     images are, both give similar answers, so what the one learns serves the other.
@@ -321,12 +321,12 @@ def at_corners(net):
     Raises
     ------
     ValueError
-        If `net` has no such pooling right behind a block that begins with a convolution.
+        If `net` has no such pooling right behind a convolution and 1x1 convolutions.
     """
     layers = list(check_type('net', net, nn.HybridSequential, 'a HybridSequential such as nin()'))
     if not any(map(_pooled_by_three, layers, layers[1:])):
         raise refusal('net', net, 'a net with a maximum pooling of 3x3 and stride 2 right behind '
-                      'a block that begins with a convolution')
+                      'a NiN block: a convolution, then 1x1 convolutions')
     cheap = nn.HybridSequential()
     for before, layer, behind in zip([None, *layers], layers, [*layers[1:], None]):
         if _pooled_by_three(layer, behind):
@@ -345,9 +345,12 @@ def at_corners(net):
 
 
 def _pooled_by_three(block, pooling):
-    """Return whether these are a block of convolutions and a maximum pooling of 3x3, stride 2."""
+    """Return whether these are a NiN block and a maximum pooling of 3x3 with stride 2."""
     return (isinstance(block, nn.HybridSequential) and len(block) > 0
-            and isinstance(block[0], nn.Conv2D) and isinstance(pooling, nn.MaxPool2D)
+            and isinstance(block[0], nn.Conv2D)
+            and all(layer._kwargs['kernel'] == (1, 1) for layer in block[1:]
+                    if isinstance(layer, nn.Conv2D))
+            and isinstance(pooling, nn.MaxPool2D)
             and (pooling._kwargs['kernel'], pooling._kwargs['stride'], pooling._kwargs['pad'],
                  pooling._kwargs['pooling_convention']) == ((3, 3), (2, 2), (0, 0), 'valid'))
 

@@ -282,5 +282,12 @@ def test_corners_have_the_parameters_of_the_net():
         X = layer(X)
         shapes.append(X.shape)
     assert shapes[1::2] == SECTION_SHAPES[1::2] and shapes[4] == (1, 384, 6, 6)
-    with pytest.raises(ValueError, match='net must be a net with a maximum pooling of 3x3'):
-        at_corners(nin_of([((4, 4), 3, 1, 1, 2)]))
+
+
+def test_corners_need_nin_blocks_and_pooling_by_three():
+    net, two_windows = nn.HybridSequential(), nn.HybridSequential()
+    two_windows.add(nn.Conv2D(4, 3), nn.Conv2D(4, 3))  # the second needs what lies between corners
+    net.add(two_windows, nn.MaxPool2D(pool_size=3, strides=2))
+    for wrong in (net, nin_of([((4, 4), 3, 1, 1, 2)])):
+        with pytest.raises(ValueError, match='net must be a net with a maximum pooling of 3x3'):
+            at_corners(wrong)
