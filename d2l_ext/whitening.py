@@ -46,12 +46,13 @@ def whitening_filters(images, window=2, eps=5e-4, num_filters=None):
     window = check_int('window', window, 1, min(images.shape[2:]))
     eps = check_number('eps', eps, 0)
     size = images.shape[1] * window**2
-    half = size if num_filters is None else check_int('num_filters', num_filters, 2, 2 * size) / 2
-    if half % 1:
+    num_filters = 2 * size if num_filters is None else check_int('num_filters', num_filters, 2,
+                                                                 2 * size)
+    if num_filters % 2:
         raise refusal('num_filters', num_filters, 'an even number, as half of them are negatives')
     windows = sliding_window_view(images, (window, window), axis=(2, 3))
     patches = windows.transpose(0, 2, 3, 1, 4, 5).reshape(-1, size)
     eigenvalues, eigenvectors = np.linalg.eigh(np.atleast_2d(np.cov(patches, rowvar=False)))
     filters = (eigenvectors / np.sqrt(eigenvalues + eps)).T
-    filters = filters[size - int(half):].reshape(-1, images.shape[1], window, window)
+    filters = filters[size - num_filters // 2:].reshape(-1, images.shape[1], window, window)
     return mx.nd.array(np.concatenate([filters, -filters]))
