@@ -14,7 +14,7 @@ A, B, C = 3.4445, -4.7750, 2.0315
 def orthogonalized(matrix, num_rounds=5):
     """Return roughly the orthogonal factor of `matrix`: its singular vectors, with values near 1.
 
-    Newton-Schulz iteration, X <- A X + (B G + C G^2) X with G = X X^T, as in Jordan and others,
+    Newton-Schulz iteration, X <- (A I + B G + C G^2) X with G = X X^T, as in Jordan and others,
     *Muon: An Optimizer for Hidden Layers in Neural Networks*, 2024.
 
     Parameters
@@ -39,9 +39,10 @@ def orthogonalized(matrix, num_rounds=5):
     wide = matrix.shape[0] <= matrix.shape[1]
     X = matrix if wide else matrix.T
     X = X / nd.maximum(X.norm(), 1e-30)
+    identity = nd.eye(X.shape[0], ctx=X.context)
     for _ in range(num_rounds):
         G = nd.dot(X, X, transpose_b=True)
-        X = A * X + nd.dot(B * G + C * nd.dot(G, G), X)
+        X = nd.dot(A * identity + B * G + C * nd.dot(G, G), X)
     return X if wide else X.T
 
 
