@@ -6,7 +6,7 @@ are looked up in ``d2l.mxnet``, which is imported only then.
 import importlib
 import importlib.util
 
-from . import cuda, threads  # noqa: F401  both before anybody imports mxnet
+from .hardware import cuda, hook, threads  # noqa: F401  all before anybody imports mxnet
 
 try:
     cuda.prepare()

@@ -13,9 +13,9 @@ from .checkpoints import read_history
 from .commands import add_options, exit_status, load
 from .devices import mx, processor, resolve_precision, try_gpu
 from .graphs import check_input, compiled
+from .hardware.threads import num_threads
 from .nets import INITS, nin
 from .records import checkpoint_path
-from .threads import num_threads
 from .training import train_ch5
 from .workers import KVSTORES, Workers, connect
 

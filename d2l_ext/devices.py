@@ -3,7 +3,7 @@ import pathlib
 import platform
 
 from .arguments import check_choice, check_int, check_type, refusal
-from .cuda import Problem, fall_back, may_use_gpu, prepare
+from .hardware.cuda import Problem, fall_back, may_use_gpu, prepare
 
 prepare()  # again: the package itself has only printed its ImportError
 import mxnet as mx  # noqa: E402

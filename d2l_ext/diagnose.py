@@ -12,8 +12,8 @@ import re
 import shlex
 import sys
 
-from . import threads
-from .cuda import GPU_WHEEL, VERSION, Problem, check, device_wish, has_code_for
+from .hardware import threads
+from .hardware.cuda import GPU_WHEEL, VERSION, Problem, check, device_wish, has_code_for
 
 _VARIABLES = ('CUDA_VISIBLE_DEVICES', 'D2L_EXT_DATA', 'D2L_EXT_DEVICE', 'LD_LIBRARY_PATH',
               'MXNET_HOME', 'MXNET_USE_FUSION', 'OMP_NUM_THREADS')

@@ -16,8 +16,8 @@ import threading
 
 import psutil
 
+from .hardware.threads import physical_cores
 from .server import STARTED_BY, is_address
-from .threads import physical_cores
 
 
 def _parse_args(argv):

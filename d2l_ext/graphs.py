@@ -1,7 +1,7 @@
 """Nets as graphs: traced, compiled, checked."""
 from .arguments import check_choice, check_shape, check_type, refusal
-from .cuda import has_tensor_cores
 from .devices import PRECISIONS, check_ctx, mx
+from .hardware.cuda import has_tensor_cores
 from .kernels import for_cpu
 from .layout import channels_last
 

@@ -13,7 +13,6 @@ import dataclasses
 import itertools
 import math
 import random
-import typing
 
 import numpy as np
 
@@ -61,13 +60,13 @@ class RangeTest:
         ln(classes): not a plateau but a network that cannot learn any more. None if it lived.
     """
 
-    lrs: typing.List[float]
-    losses: typing.List[float]
-    smoothed: typing.List[float]
-    suggestion: typing.Optional[float]
+    lrs: list[float]
+    losses: list[float]
+    smoothed: list[float]
+    suggestion: float | None
     how: str
     stopped: str
-    dead_from: typing.Optional[float]
+    dead_from: float | None
 
     def __repr__(self):
         why = 'all of them' if self.stopped == 'end' else f'ended by {self.stopped}'

@@ -16,7 +16,7 @@ from .checkpoints import load_params, save_params
 from .cifar10 import CIFAR10_SHA1
 from .devices import mx, processor, resolve_precision, try_gpu
 from .files import atomic_write
-from .threads import num_threads
+from .hardware.threads import num_threads
 
 _CHAPTERS = pathlib.Path(__file__).resolve().parent.parent / 'chapters'
 _KEYS = {'name', 'config', 'dataset', 'seeds', 'variants', 'runs', 'environment', 'date', 'command'}

@@ -26,8 +26,8 @@ from .evaluation import (
     split,
 )
 from .graphs import check_initialized, check_trainer, compiled
+from .hardware.threads import threads_note
 from .progress import progress_bar
-from .threads import threads_note
 from .workers import finish, workers_of
 
 nd, gluon, autograd = mx.nd, mx.gluon, mx.autograd

@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 
-from d2l_ext import cuda
+from d2l_ext.hardware import cuda
 
 FILES = [file for _, _, _, files in cuda.LIBRARIES for file in files]
 

@@ -9,7 +9,7 @@ import sys
 import pytest
 from test_cuda import Machine
 
-from d2l_ext import cuda
+from d2l_ext.hardware import cuda
 
 STUB_DRIVER = r"""
 #include <stdio.h>

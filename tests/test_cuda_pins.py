@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from d2l_ext import cuda
+from d2l_ext.hardware import cuda
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 

@@ -8,7 +8,8 @@ import sys
 import pytest
 from test_cuda import FATAL, OTHER, FakeDriver, both_wheels, good, machine  # noqa: F401
 
-from d2l_ext import cuda, data, devices, diagnose, threads
+from d2l_ext import data, devices, diagnose
+from d2l_ext.hardware import cuda, threads
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 

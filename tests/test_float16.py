@@ -7,9 +7,10 @@ import pytest
 from test_training import assert_same, values, without_seconds
 
 import d2l_ext
-from d2l_ext import cuda, graphs, lr_finder, range_test, training
+from d2l_ext import graphs, lr_finder, range_test, training
 from d2l_ext.data import load_data_digits
 from d2l_ext.devices import mx, resolve_precision
+from d2l_ext.hardware import cuda
 from d2l_ext.training import scale_losses, set_loss_scaling
 
 nd, gluon, nn = mx.nd, mx.gluon, mx.gluon.nn

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 import d2l_ext
-from d2l_ext import cuda
 from d2l_ext.devices import mx
 from d2l_ext.graphs import compiled, trace
+from d2l_ext.hardware import cuda
 from d2l_ext.inception import Residual, googlenet
 from d2l_ext.layout import channels_last
 from d2l_ext.nets import nin, nin_cifar10, nin_imagenet

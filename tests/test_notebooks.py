@@ -193,7 +193,7 @@ def test_run_notices_what_a_notebook_writes(source, error, message, tmp_path):
 ENDING = '''
 import pathlib
 import d2l_ext
-from d2l_ext.threads import num_threads
+from d2l_ext.hardware.threads import num_threads
 
 assert d2l_ext.load_data(10)[1].name == {name!r}
 assert num_threads() == {threads}

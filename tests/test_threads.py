@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from d2l_ext import threads
+from d2l_ext.hardware import threads
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -72,7 +72,7 @@ def test_a_fresh_import_sets_the_threads_and_prints_nothing():
     # Every line is compared, so that a warning on either stream would show.
     assert python(
         'import os, sys, d2l_ext\n'
-        'import d2l_ext.threads as d\n'
+        'import d2l_ext.hardware.threads as d\n'
         'print(os.environ["OMP_NUM_THREADS"] == str(d.physical_cores()) == str(d.num_threads()))\n'
         'print(d.threads_note())\n'
         'print("matplotlib" in sys.modules, "d2l" in sys.modules)'
@@ -81,7 +81,7 @@ def test_a_fresh_import_sets_the_threads_and_prints_nothing():
 
 @pytest.mark.parametrize('first', ['', 'import mxnet\n'])
 def test_the_users_threads_win(first):
-    assert python(first + 'import os, d2l_ext.threads as d\n'
+    assert python(first + 'import os, d2l_ext.hardware.threads as d\n'
                   'print(os.environ["OMP_NUM_THREADS"], d.num_threads(), d.threads_note())',
                   omp_num_threads='7')[-1] == '7 7 None'
 
@@ -92,7 +92,7 @@ def test_mxnet_imported_first():
         'with warnings.catch_warnings():\n'
         '    warnings.simplefilter("ignore")\n'
         '    import mxnet as mx\n'
-        'import os, d2l_ext, d2l_ext.threads as d\n'
+        'import os, d2l_ext, d2l_ext.hardware.threads as d\n'
         'print("OMP_NUM_THREADS" in os.environ, d2l_ext.devices.mx is mx)\n'
         'os.cpu_count = lambda: 4\n'
         'for cores in (2, 4):\n'

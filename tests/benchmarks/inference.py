@@ -133,7 +133,7 @@ def calibrate(batch_size, resize, path):
 def mxnet_rates(variant, batch_size, resize, path):
     """Return `rates` of one of VARIANTS; int8 is at `path`."""
     from d2l_ext.devices import mx
-    from d2l_ext.threads import num_threads
+    from d2l_ext.hardware.threads import num_threads
 
     net = VARIANTS[variant](path, resize)
     X = mx.nd.random.uniform(shape=(batch_size, 1, resize, resize), ctx=mx.cpu())

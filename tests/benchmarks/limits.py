@@ -46,7 +46,7 @@ def best_seconds(function):
 def machine_rates(precisions):
     """Return GFLOP/s of large matrix products, by precision, and GB/s of copies."""
     from d2l_ext.devices import mx
-    from d2l_ext.threads import num_threads
+    from d2l_ext.hardware.threads import num_threads
 
     nd, result = mx.nd, {'threads': num_threads()}
     dtypes = {'bfloat16': np.dtype([('bfloat16', np.uint16)])}  # as MXNet has it; NumPy has none

@@ -89,7 +89,7 @@ def d2l_train_ch6(num_batches, batch_size, resize):
 
 def d2l_train_ch6_on_all_cores(num_batches, batch_size, resize):
     """The same with the number of threads set, which must be before MXNet is imported."""
-    from d2l_ext.threads import physical_cores
+    from d2l_ext.hardware.threads import physical_cores
 
     os.environ['OMP_NUM_THREADS'] = str(physical_cores())
     return d2l_train_ch6(num_batches, batch_size, resize)
@@ -123,7 +123,7 @@ def prepare(net):
 def gluon_eager(num_batches, batch_size, resize):
     """Gluon's own loop, layer by layer in float32 on all cores, without an input pipeline."""
     from d2l_ext.devices import mx
-    from d2l_ext.threads import num_threads
+    from d2l_ext.hardware.threads import num_threads
 
     net, trainer = prepare(section_net(mx.gluon.nn))
     loss = mx.gluon.loss.SoftmaxCrossEntropyLoss()
@@ -148,8 +148,8 @@ def d2l_ext_train_ch5(num_batches, batch_size, resize, precision='auto', in_memo
     """
     import d2l_ext as d2l
     from d2l_ext.devices import mx, resolve_precision
+    from d2l_ext.hardware.threads import num_threads
     from d2l_ext.nets import nin_cifar10
-    from d2l_ext.threads import num_threads
 
     ctx, wait = mx.cpu(), mx.nd.waitall
     net, trainer = prepare(nin_cifar10() if cifar10 else section_net(mx.gluon.nn, **changes))

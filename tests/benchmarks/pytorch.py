@@ -23,7 +23,7 @@ def installed():
 
 def start():
     """Import PyTorch, with as many threads as d2l_ext takes, and return it."""
-    from d2l_ext.threads import num_threads
+    from d2l_ext.hardware.threads import num_threads
 
     threads = num_threads()
     torch = importlib.import_module('torch')  # no dependency

@@ -60,7 +60,7 @@ def train(threads, num_batches, **arguments):
 
 
 def run(pairs, batch_size, resize, folder, command):
-    from d2l_ext.threads import physical_cores
+    from d2l_ext.hardware.threads import physical_cores
 
     cores, pairs = physical_cores(), min(pairs, TURNS)
     full = cost(1, 224, cores)['mult_adds']

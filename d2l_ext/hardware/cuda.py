@@ -11,7 +11,6 @@ import importlib.metadata
 import os
 import pathlib
 import sys
-import typing
 
 CPU_WHEEL, GPU_WHEEL, VERSION = 'mxnet', 'mxnet-cu112', '1.9.1'
 # Whatever else installs into the folder mxnet/.
@@ -70,7 +69,7 @@ class Problem:
     what: str
     fix: str
     fatal: bool = False
-    gpu: typing.Optional[int] = None
+    gpu: int | None = None
 
     def __str__(self):
         return f'{self.what}.\n{self.fix}'
@@ -120,9 +119,9 @@ class Facts:
     """
 
     wheels: dict
-    in_place: typing.Optional[str]
+    in_place: str | None
     libraries: dict
-    driver: typing.Optional[Driver]
+    driver: Driver | None
 
 
 def device_wish():

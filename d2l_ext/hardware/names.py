@@ -1,0 +1,68 @@
+"""What NumPy and Python have dropped since MXNet 1.9.1, its last release, and it still asks for.
+
+Imports nothing of this package: the import hook runs this file alone.
+"""
+import contextlib
+import importlib.util
+import sys
+import types
+import warnings
+
+
+def _expired(name):
+    def function(*args, **kwargs):
+        raise RuntimeError(f'NumPy has no {name} since 1.20: use the package numpy-financial')
+    return function
+
+
+def _replacements(np):
+    """Return {name: value} for all that MXNet looks up in NumPy and that a NumPy 2 may lack."""
+    integrate = getattr(np, 'trapezoid', None)
+    return {
+        'bool': bool,  # mxnet.numpy; gone from 1.24 to 1.26
+        'int': int,  # mxnet.test_utils.verify_generator
+        # mxnet.numpy.utils, which hands them on as mxnet.np.PZERO and so on
+        'PZERO': 0.0, 'NZERO': -0.0, 'PINF': np.inf, 'NINF': -np.inf, 'NAN': np.nan, 'NaN': np.nan,
+        'Inf': np.inf,  # mxnet.gluon.contrib.estimator
+        # mxnet.numpy.fallback, which hands them on as mxnet.np.alltrue and so on
+        'alltrue': np.all, 'in1d': lambda x, y, **kwargs: np.isin(np.ravel(x), y, **kwargs),
+        'msort': lambda x: np.sort(x, axis=0), 'trapz': integrate,
+        # the same; NumPy 1.20 to 1.26 had functions that raise
+        **{name: _expired(name) for name in ('mirr', 'npv', 'pmt', 'ppmt', 'pv', 'rate')},
+        # mxnet.numpy_dispatch_protocol, whose wrappers stand in for NumPy's functions
+        'cumproduct': np.cumprod, 'product': np.prod, 'row_stack': np.vstack, 'round_': np.round,
+        'sometrue': np.any,
+        'compat': types.SimpleNamespace(basestring=str),  # mxnet.np.pad
+    }
+
+
+@contextlib.contextmanager
+def _distutils():
+    """Let MXNet compare versions while it is imported, on Python 3.12 and newer."""
+    if importlib.util.find_spec('distutils'):
+        yield
+        return
+    from packaging.version import Version
+
+    stand_in = types.ModuleType('distutils')
+    stand_in.version = types.ModuleType('distutils.version')
+    stand_in.version.LooseVersion = stand_in.version.StrictVersion = Version
+    sys.modules.update({'distutils': stand_in, 'distutils.version': stand_in.version})
+    try:
+        yield
+    finally:
+        del sys.modules['distutils'], sys.modules['distutils.version']
+
+
+@contextlib.contextmanager
+def restored():
+    """Import MXNet inside: NumPy has all names that it needs, for good, and Python for now."""
+    import numpy as np
+
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # names that are still there, but deprecated
+        for name, value in _replacements(np).items():
+            if not hasattr(np, name):
+                setattr(np, name, value)
+    with _distutils():
+        yield
