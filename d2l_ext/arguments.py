@@ -77,10 +77,13 @@ def check_choice(name, value, choices):
 
 
 def check_path(name, value):
-    """Return `value`, a path as a string or an object, as a pathlib.Path; raise ValueError else."""
+    """Return `value`, a path as a string or an object, as a pathlib.Path; raise ValueError else.
+
+    A ``~`` in front stands for the home folder, as in a shell.
+    """
     if not isinstance(value, (str, os.PathLike)) or not str(value):
         raise refusal(name, value, 'the path of a file or folder')
-    return pathlib.Path(value)
+    return pathlib.Path(value).expanduser()
 
 
 def check_keys(name, value, keys):

@@ -1,9 +1,9 @@
 """Published files: found, checked, downloaded."""
 import os
-import pathlib
 
 import pooch
 
+from .arguments import check_path
 from .devices import mx
 from .files import atomic_write
 from .progress import progress_bar
@@ -38,8 +38,8 @@ def data_folders(folder_name):
     `folder_name` in the folder that D2L_EXT_DATA names, if it is set, then in MXNet's own cache.
     """
     own = os.environ.get('D2L_EXT_DATA')
-    return [*([pathlib.Path(own) / folder_name] if own else []),
-            pathlib.Path(mx.base.data_dir()) / 'datasets' / folder_name]
+    return [*([check_path('D2L_EXT_DATA', own) / folder_name] if own else []),
+            check_path('MXNET_HOME', mx.base.data_dir()) / 'datasets' / folder_name]
 
 
 def find_files(folder_name, names, hashes, fetch):

@@ -33,7 +33,8 @@ def cache_folder():
 
     Below the user's cache folder, or below the one that D2L_EXT_CACHE names.
     """
-    return pathlib.Path(os.environ.get('D2L_EXT_CACHE') or pooch.os_cache('d2l_ext')) / 'records'
+    own = os.environ.get('D2L_EXT_CACHE') or pooch.os_cache('d2l_ext')
+    return check_path('D2L_EXT_CACHE', own) / 'records'
 
 
 def _digest(value):

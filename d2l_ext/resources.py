@@ -19,6 +19,7 @@ import contextlib
 import html
 import json
 import math
+import threading
 
 import pandas as pd
 
@@ -88,10 +89,14 @@ def _restored(objects):
             attributes.update(old)
 
 
+# While a net is traced its blocks have other names and hooks; another thread must not see them.
+_TRACING = threading.Lock()
+
+
 def _trace(net, params, paths):
     """Return the graph of `net`, its nodes named ``<layer>/<name>``."""
     called = [net]
-    with _restored([*paths, *params.values()]), mx.name.NameManager():
+    with _TRACING, _restored([*paths, *params.values()]), mx.name.NameManager():
         for block, path in paths.items():
             # Gluon puts the prefix before the names. A reader's own hooks would expect arrays.
             vars(block).update(_prefix=f'{path}/', _empty_prefix=False,

@@ -15,7 +15,6 @@ import json
 import math
 import numbers
 import os
-import pathlib
 import sys
 import warnings
 
@@ -24,7 +23,15 @@ import optuna
 import sqlalchemy.exc
 from optuna.trial import TrialState
 
-from .arguments import check_choice, check_int, check_keys, check_number, check_type, refusal
+from .arguments import (
+    check_choice,
+    check_int,
+    check_keys,
+    check_number,
+    check_path,
+    check_type,
+    refusal,
+)
 from .batches import Batches
 from .commands import add_options, exit_status, load
 from .devices import check_ctx, mx, resolve_precision, try_gpu
@@ -123,7 +130,7 @@ def _open(storage):
         # appended under a lock, which holds on network file systems too, where those of SQLite
         # often do not. The lock is a file (NFSv3 and later), not Optuna's default, a link to the
         # journal: that leads nowhere on a machine that has mounted the folder under another path.
-        path = pathlib.Path(storage)
+        path = check_path('storage', storage)
         path.parent.mkdir(parents=True, exist_ok=True)
         journal = optuna.storages.journal
         return optuna.storages.JournalStorage(journal.JournalFileBackend(

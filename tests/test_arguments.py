@@ -77,6 +77,7 @@ def test_other_numbers_are_named(value):
     (check_flag, np.bool_(True), True), (check_flag, False, False),
     (lambda name, value: check_choice(name, value, ('a', 'b')), 'b', 'b'),
     (check_path, 'a/b', pathlib.Path('a/b')), (check_path, pathlib.Path('a'), pathlib.Path('a')),
+    (check_path, '~/a', pathlib.Path.home() / 'a'),
     (lambda name, value: check_keys(name, value, ('a', 'b')), {'a': 1, 'b': 2, 'c': 3},
      {'a': 1, 'b': 2, 'c': 3}),
 ])

@@ -153,3 +153,24 @@ def test_killed_at_random_moments(tmp_path, faults, number):
         pass
     assert names(tmp_path) == ['file.bin']
     faults.survived(number)
+
+
+def test_the_home_folder_may_be_written_as_in_a_shell(tmp_path, monkeypatch):
+    from d2l_ext import load_params, nin_block, save_params
+    from d2l_ext.devices import mx
+    from d2l_ext.downloads import data_folders
+    from d2l_ext.records import cache_folder
+
+    monkeypatch.setenv('HOME', str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    for name in ('D2L_EXT_DATA', 'D2L_EXT_CACHE', 'MXNET_HOME'):
+        monkeypatch.setenv(name, f'~/{name}')
+    assert data_folders('a') == [tmp_path / 'D2L_EXT_DATA' / 'a',
+                                 tmp_path / 'MXNET_HOME' / 'datasets' / 'a']
+    assert cache_folder() == tmp_path / 'D2L_EXT_CACHE' / 'records'
+    block = nin_block(3, 1, 1, 0)
+    block.initialize()
+    block(mx.nd.ones((1, 1, 4, 4)))  # settles the shapes
+    save_params(block, '~/nin.npz')
+    load_params(block, '~/nin.npz')
+    assert names(tmp_path) == ['nin.npz']

@@ -1,4 +1,6 @@
 """Resources against known facts and hand-computed counts."""
+import concurrent.futures
+
 import numpy as np
 import pytest
 
@@ -429,3 +431,12 @@ def test_what_a_block_remembers_of_the_call_is_undone():
     net.seen = None
     summary(net, (3,))
     assert net.seen is None
+
+
+def test_threads_may_share_a_net():
+    net = nets.nin()
+    prefixes = [layer.prefix for layer in net]
+    with concurrent.futures.ThreadPoolExecutor(6) as pool:
+        results = list(pool.map(lambda _: summary(net, (1, 96, 96)), range(24)))
+    assert {result.total_params for result in results} == {1992166}
+    assert [layer.prefix for layer in net] == prefixes
