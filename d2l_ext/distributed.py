@@ -32,25 +32,22 @@ def _parse_args(argv):
                         help='processes that train')
     parser.add_argument('-s', '--num-servers', type=int,
                         help='processes that sum up the gradients (default: as many as workers)')
-    parser.add_argument('--launcher', default='local',
-                        choices=('local', 'ssh', 'slurm', 'mpi', 'sge', 'yarn', 'kubernetes'),
-                        help='how processes are started (default: local, all on this machine)')
-    parser.add_argument('--hostfile', help='file with the IP address of a machine on each line, '
-                                           'for ssh and mpi')
+    parser.add_argument('--launcher', default='local', choices=('local', 'ssh'),
+                        help='how processes are started (default: local, all on this machine); '
+                             'a cluster manager such as Slurm starts them itself, see README.md')
+    parser.add_argument('--hostfile',
+                        help='file with the IP address of a machine on each line, for ssh')
     parser.add_argument('--address',
                         help='IP address of this machine that all others can reach; 127.0.0.1 if '
                              'there is no other (default: what this machine takes for its own)')
-    parser.add_argument('command', nargs=argparse.REMAINDER,
-                        help="the command, after all options; unknown ones, such as "
-                             "--kube-worker-image=NAME, go to dmlc_tracker's own parser")
-    args, more = parser.parse_known_args(argv)
-    args.more = more
+    parser.add_argument('command', nargs=argparse.REMAINDER, help='the command')
+    args = parser.parse_args(argv)
     if not args.command:
         parser.error('the command is missing, such as: python -m d2l_ext --kvstore dist_sync')
     if args.num_workers < 1 or (args.num_servers is not None and args.num_servers < 1):
         parser.error('there must be at least 1 worker and 1 server')
-    if args.launcher in ('ssh', 'mpi') and not args.hostfile:
-        parser.error(f'--launcher {args.launcher} needs --hostfile')
+    if args.launcher == 'ssh' and not args.hostfile:
+        parser.error('--launcher ssh needs --hostfile')
     if args.address and not is_address(args.address):
         parser.error(f'--address must be an IP address, not {args.address}')
     for word in args.command:
@@ -83,7 +80,7 @@ def main(argv=None):
     if args.launcher == 'local':
         if args.address:
             given['DMLC_NODE_HOST'] = args.address
-    else:  # they write variables into a shell command, some of them between quotes
+    else:  # ssh gets them in a shell command
         given = {name: re.sub(r'([^\w@%+=:,./-])', r'\\\1', value) for name, value in given.items()}
     cores = physical_cores()
     if os.environ.get('OMP_NUM_THREADS') == str(cores):  # what d2l_ext chose for this process
@@ -111,7 +108,7 @@ def main(argv=None):
     tracker.submit = submit_to
     threading.excepthook = failed  # a thread waits for each process and fails as that does
     options = ['--cluster', args.launcher, '--num-workers', str(args.num_workers),
-               '--num-servers', str(args.num_servers or args.num_workers), *args.more]
+               '--num-servers', str(args.num_servers or args.num_workers)]
     if args.hostfile:
         options += ['--host-file', args.hostfile]
     try:

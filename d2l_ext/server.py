@@ -50,13 +50,11 @@ def settle():
     if not timeout.isdigit() or int(timeout) < 1:
         raise ValueError('PS_HEARTBEAT_TIMEOUT must be a whole number of seconds of at least 1, '
                          f'not {timeout!r}')
-    host = os.environ.get('DMLC_NODE_HOST')
-    if host and not is_address(host):
-        raise ValueError(f'DMLC_NODE_HOST must be an IP address of this machine, not {host!r}: '
-                         'write addresses, not names, into the host file')
-    if not is_address(os.environ['DMLC_PS_ROOT_URI']):
-        # The name of a service, as in Kubernetes: the scheduler listens on all its addresses.
-        os.environ.setdefault('DMLC_USE_KUBERNETES', '1')
+    for name in ('DMLC_PS_ROOT_URI', 'DMLC_NODE_HOST'):
+        host = os.environ.get(name)
+        if host and not is_address(host):
+            raise ValueError(f'{name} must be an IP address, not {host!r}: write addresses, not '
+                             'names, into the host file')
 
 
 class Watchdog:

@@ -195,14 +195,8 @@ def test_those_who_never_meet_say_so():
         assert f'at {LOOPBACK}:9' in done.stderr and '--address' in done.stderr
 
 
-# Stand for a machine to log in to, and for a cluster; what dmlc_tracker passes them is real.
+# Stands for a machine to log in to; what dmlc_tracker passes it is real.
 SSH = '#!/bin/sh\nexec env -i PATH="$PATH" sh -c "$6"\n'
-SRUN = """#!/bin/sh
-while [ "$1" != -n ]; do shift; done
-number=$2; shift 2
-for i in $(seq $number); do "$@" & done
-wait
-"""
 JOINING = """
 import os
 import sys
@@ -216,18 +210,16 @@ finish()
 """
 
 
-@pytest.mark.parametrize('launcher', ['ssh', 'slurm'])
-def test_other_launchers_pass_on_what_is_needed(tmp_path, monkeypatch, launcher):
-    for name, shim in (('ssh', SSH), ('srun', SRUN)):
-        (tmp_path / name).write_text(shim)
-        (tmp_path / name).chmod(0o755)
+def test_ssh_passes_on_what_is_needed(tmp_path, monkeypatch):
+    (tmp_path / 'ssh').write_text(SSH)
+    (tmp_path / 'ssh').chmod(0o755)
     monkeypatch.setenv('PATH', str(tmp_path), prepend=os.pathsep)
     monkeypatch.setenv('D2L_EXT_TEST', 'with $pace; "quoted"')
     monkeypatch.setenv('DMLC_INTERFACE', 'lo')
     (tmp_path / 'hosts').write_text(f'{LOOPBACK}\n{LOOPBACK}\n')
     (tmp_path / 'joining.py').write_text(JOINING)
-    options = ['--hostfile', str(tmp_path / 'hosts')] * (launcher == 'ssh')
-    done = launch([sys.executable, str(tmp_path / 'joining.py')], '--launcher', launcher, *options)
+    done = launch([sys.executable, str(tmp_path / 'joining.py')], '--launcher', 'ssh',
+                  '--hostfile', str(tmp_path / 'hosts'))
     assert done.returncode == 0, done.stderr
     assert done.stdout.count('sum 4.0 with $pace; "quoted"\n') == 2
 
@@ -268,10 +260,12 @@ def test_a_distributed_trainer_needs_a_launcher(tmp_path, monkeypatch):
 @pytest.mark.parametrize('name, value, message', [
     ('PS_HEARTBEAT_TIMEOUT', '0', 'whole number of seconds'),
     ('PS_HEARTBEAT_TIMEOUT', 'x', 'whole number of seconds'),
-    ('DMLC_NODE_HOST', 'node-1', 'addresses, not names')])
+    ('DMLC_NODE_HOST', 'node-1', 'DMLC_NODE_HOST must be an IP address'),
+    ('DMLC_PS_ROOT_URI', 'node-1', 'addresses, not names')])
 def test_wrong_settings(monkeypatch, name, value, message):
     for variable in ('DMLC_PS_ROOT_URI', 'DMLC_PS_ROOT_PORT', 'DMLC_NUM_WORKER', 'DMLC_NUM_SERVER'):
         monkeypatch.setenv(variable, '1')
+    monkeypatch.setenv('DMLC_PS_ROOT_URI', '127.0.0.1')
     monkeypatch.setenv('DMLC_ROLE', 'worker')
     monkeypatch.setenv(name, value)
     with pytest.raises(ValueError, match=message):
