@@ -73,5 +73,5 @@ def test_a_notebook_gets_a_bar_unless_it_is_not_wanted(monkeypatch):
     bar = progress.progress_bar(1, 'B', '')
     assert not bar.disable
     bar.close()
-    monkeypatch.setenv('TQDM_DISABLE', '1')  # as the README does for a notebook that is kept
+    monkeypatch.setenv('TQDM_DISABLE', '1')  # as tests/README.md does for a notebook that is kept
     assert progress.progress_bar(1, 'B', '').disable
