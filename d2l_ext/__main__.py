@@ -12,12 +12,12 @@ if __name__ == '__main__' and '--diagnose' in sys.argv:  # it works where MXNet 
 from .checkpoints import read_history
 from .commands import add_options, exit_status, load
 from .devices import mx, processor, resolve_precision, try_gpu
-from .graphs import check_input, compiled
+from .evaluation import checked_batches
 from .hardware.threads import num_threads
 from .nets import INITS, nin
 from .records import checkpoint_path
-from .training import train_ch5
-from .workers import KVSTORES, Workers, connect
+from .training import Run, Team, train_ch5
+from .workers import KVSTORES, connect
 
 # Epoch, loss, train acc, test acc as section 7.3 prints them, trained on one GPU.
 BOOK = ((2.2627, .154, .362), (1.6522, .381, .578), (1.8721, .296, .360),
@@ -99,18 +99,12 @@ def build(args, ctx, kvstore='device'):
 
 def estimate_seconds(args, num_epochs, train_iter, test_iter, ctx):
     """Return about how long so many epochs take, from three steps of a net that is thrown away."""
-    net, trainer = build(args, ctx)
-    forward = compiled(net, resolve_precision(args.precision, ctx))
-    loss = mx.gluon.loss.SoftmaxCrossEntropyLoss()
-    batch = next(iter(train_iter))
-    check_input(net, batch[0].shape)
+    run = Run(*build(args, ctx), ctx, args.precision, train_iter, test_iter)
+    X, y = next(checked_batches(run.net, ctx, 'train_iter', train_iter))
     for step in range(3):
         if step == 1:  # the first one also plans memory
             start = time.time()
-        with mx.autograd.record():
-            l = loss(forward(batch[0]), batch[1])
-        l.backward()
-        trainer.step(len(batch[0]))
+        run.step(X, y)
         mx.nd.waitall()
     per_batch = (time.time() - start) / 2
     # A batch forward costs about a third of a whole step.
@@ -132,7 +126,7 @@ def print_rows(rows):
 
 
 def run(args):
-    workers = connect(args.kvstore) if args.kvstore else Workers()
+    workers = connect(args.kvstore) if args.kvstore else Team()
     if workers.rank:  # one worker is enough to speak for all
         sys.stdout = open(os.devnull, 'w')  # noqa: SIM115  until the process ends
     ctx = try_gpu()

@@ -1,6 +1,7 @@
 """Batches of images held in memory."""
 import collections.abc
 import copy
+import random
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
@@ -16,6 +17,20 @@ _IMAGES = ('an array of uint8 of shape (number, height, width) or (number, chann
 
 def _are_images(images):
     return isinstance(images, np.ndarray) and images.ndim in (3, 4) and images.dtype == np.uint8
+
+
+def seed_epoch(seed, epoch, rank=0):
+    """Seed Python's, NumPy's and MXNet's generators, so that an epoch repeats by itself.
+
+    Workers of one job share the order of the images, NumPy's, but not the dropout, MXNet's.
+    """
+    nd.waitall()
+    state = int(np.random.SeedSequence((seed, epoch)).generate_state(1)[0])
+    random.seed(state)
+    np.random.seed(state)
+    if rank:
+        state = int(np.random.SeedSequence((seed, epoch, rank)).generate_state(1)[0])
+    mx.random.seed(state % 2**31)
 
 
 class Batches:

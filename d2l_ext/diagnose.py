@@ -83,32 +83,31 @@ def _import_problem(error, wheels):
 
 
 def _import_d2l_ext():
-    """Return d2l_ext's modules devices and data; this imports MXNet."""
-    from . import data, devices
-    return devices, data
+    """Return d2l_ext's modules devices, data and training; this imports MXNet."""
+    from . import data, devices, training
+    return devices, data, training
 
 
-def _train_one_step(mx, ctx):
-    """Compute the gradient of a small convolutional net, the operators that section 7.3 needs."""
+def _train_one_step(training, ctx):
+    """Take a step of a small convolutional net, with the operators that section 7.3 needs."""
+    mx = training.mx
     net = mx.gluon.nn.HybridSequential()
     net.add(mx.gluon.nn.Conv2D(4, kernel_size=3, activation='relu'),
-            mx.gluon.nn.GlobalAvgPool2D())
+            mx.gluon.nn.GlobalAvgPool2D(), mx.gluon.nn.Flatten())
     net.initialize(ctx=ctx)
-    net.hybridize()
-    X = mx.nd.ones((2, 1, 8, 8), ctx=ctx)
-    with mx.autograd.record():
-        loss = net(X).square().sum()
-    loss.backward()
+    trainer = mx.gluon.Trainer(net.collect_params(), 'sgd')
+    training.Run(net, trainer, ctx, 'auto').step(mx.nd.ones((2, 1, 8, 8), ctx=ctx),
+                                                 mx.nd.zeros(2, ctx=ctx))
     for parameter in net.collect_params().values():
-        parameter.grad().asnumpy()
+        parameter.data().asnumpy()
 
 
-def _try_training(devices, problems):
+def _try_training(devices, training, problems):
     """Return the device on which a training step worked, or None, adding to the problems."""
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # its warning is among the problems
             ctx = devices.try_gpu()
-        _train_one_step(devices.mx, ctx)
+        _train_one_step(training, ctx)
         return ctx
     except (RuntimeError, ValueError) as error:  # RuntimeError: MXNet's own errors, too
         what = str(error).strip()
@@ -172,7 +171,7 @@ def diagnose():
     ctx = devices = None
     if not any(problem.fatal for problem in problems):
         try:
-            devices, data = _import_d2l_ext()
+            devices, data, training = _import_d2l_ext()
         except Exception as error:  # a broken installation can raise anything
             problems.append(_import_problem(error, facts.wheels))
     if devices is None:
@@ -188,7 +187,7 @@ def diagnose():
         _row('bfloat16', 'yes, this processor trains faster with it'
              if devices.has_bfloat16() else 'no, this processor trains in float32')
         _row('data', _find_data(data, problems))
-        ctx = _try_training(devices, problems)
+        ctx = _try_training(devices, training, problems)
         _row('training', f'a step works on {ctx}' if ctx else 'does not work')
 
     for number, problem in enumerate(problems, 1):

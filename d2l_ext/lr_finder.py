@@ -17,22 +17,15 @@ import random
 import numpy as np
 
 from .arguments import check_int, check_number
-from .batches import common_shape
-from .devices import mx, resolve_precision
-from .evaluation import (
-    batch_sums,
-    check_batches,
-    check_logits,
-    check_sums,
-    checked_batches,
-    no_batch,
-)
-from .graphs import check_initialized, check_trainer, compiled
+from .batches import seed_epoch
+from .devices import mx
+from .evaluation import batch_sums, check_batches, check_sums, checked_batches, no_batch
+from .graphs import check_initialized, check_trainer, set_loss_scaling
 from .plotting import COLORS, check_axes, plt
 from .progress import progress_bar
-from .training import DEAD_AFTER, scale_losses, seed_epoch, set_loss_scaling
+from .training import DEAD_AFTER, Run
 
-nd, gluon, autograd = mx.nd, mx.gluon, mx.autograd
+nd = mx.nd
 
 
 @dataclasses.dataclass(repr=False)
@@ -135,11 +128,8 @@ def _untouched(params):
         mx.random.seed(drawn)
 
 
-def _stand_in(trainer, scaled):
-    """Return a trainer of the same parameters, with copies of the optimizer and its states.
-
-    If `scaled`, it has a loss scaler of its own, which float16 needs.
-    """
+def _stand_in(trainer):
+    """Return a trainer of the same parameters, with copies of the optimizer and its states."""
     optimizer = copy.copy(trainer._optimizer)
     optimizer.lr_scheduler = None  # the test sets the rate; and a schedule need not be copyable
     optimizer = copy.deepcopy(optimizer)
@@ -152,7 +142,6 @@ def _stand_in(trainer, scaled):
     # No store of parameters that others read takes part.
     stand_in._kv_initialized, stand_in._kvstore, stand_in._params_to_init = True, None, []
     set_loss_scaling(stand_in, False)  # never that of `trainer`
-    set_loss_scaling(stand_in, scaled)
     return stand_in
 
 
@@ -261,27 +250,19 @@ def range_test(net, train_iter, trainer, ctx, lr_min=1e-5, lr_max=1.0, num_steps
     smoothing = check_number('smoothing', smoothing, 0, 1)
     divergence = check_number('divergence', divergence, 1)
     seed = check_int('seed', seed, 0, 2**32 - 1)
-    precision = resolve_precision(precision, ctx)
     check_batches('train_iter', train_iter)
     check_initialized(net, ctx)
     check_trainer(trainer, net, [ctx])
-    params = list(net.collect_params().values())
-    loss_function = gluon.loss.SoftmaxCrossEntropyLoss()
     lrs, losses, smoothed = [], [], []
     mean, zeros, stopped = 0., 0, 'end'
-    with _untouched(params), \
+    with _untouched(list(net.collect_params().values())), \
             progress_bar(num_steps, ' steps', 'learning rate range test') as bar:
-        forward = compiled(net, precision, common_shape([train_iter]))
-        stand_in = _stand_in(trainer, precision == 'float16' and forward is not net)
+        run = Run(net, _stand_in(trainer), ctx, precision, train_iter)
         rates = np.geomspace(lr_min, lr_max, num_steps).tolist()
         batches = checked_batches(net, ctx, 'train_iter', _cycle(train_iter, seed))
-        for i, (lr, (X, y)) in enumerate(zip(rates, batches), 1):
-            with autograd.record():
-                logits = forward(X)
-                check_logits(logits)
-                l = loss_function(logits, y)
-                (scaled_l,) = scale_losses([l], stand_in)
-            scaled_l.backward()
+        for i, (lr, batch) in enumerate(zip(rates, batches), 1):
+            run.trainer.set_learning_rate(lr)
+            (X, y, logits, l), = run.step(*batch)
             check_sums(*batch_sums(X, y, logits).asnumpy()[1:], logits.shape[1])
             loss = float(l.mean().asscalar())
             if not math.isfinite(loss):
@@ -298,8 +279,6 @@ def range_test(net, train_iter, trainer, ctx, lr_min=1e-5, lr_max=1.0, num_steps
             if zeros == DEAD_AFTER:
                 stopped = 'dead'
                 break
-            stand_in.set_learning_rate(lr)
-            stand_in.step(X.shape[0])
             bar.update(1)
     alive = len(lrs) - zeros
     suggestion, how = _suggest(lrs[:alive], losses[:alive])

@@ -1,16 +1,15 @@
 """The training loop of section 7.3."""
 import collections.abc
+import contextlib
 import itertools
 import math
 import os
-import random
 import time
-import zlib
 
 import numpy as np
 
 from .arguments import check_flag, check_int, check_keys, check_path, check_type
-from .batches import common_shape
+from .batches import common_shape, seed_epoch
 from .checkpoints import load_checkpoint, save_checkpoint
 from .devices import check_devices, mx, resolve_precision
 from .evaluation import (
@@ -25,10 +24,15 @@ from .evaluation import (
     no_batch,
     split,
 )
-from .graphs import check_initialized, check_trainer, compiled
+from .graphs import (
+    check_initialized,
+    check_trainer,
+    compiled,
+    scale_losses,
+    set_loss_scaling,
+)
 from .hardware.threads import threads_note
 from .progress import progress_bar
-from .workers import finish, workers_of
 
 nd, gluon, autograd = mx.nd, mx.gluon, mx.autograd
 
@@ -48,94 +52,159 @@ another seed, net.initialize(init.MSRAPrelu(slope=0)), a smaller learning rate, 
 the last pooling."""
 
 
-def seed_epoch(seed, epoch, rank=0):
-    """Seed Python's, NumPy's and MXNet's generators, so that an epoch repeats by itself.
+class Team:
+    """Who trains: this process alone. :class:`d2l_ext.workers.Workers` are several."""
 
-    Workers of one job share the order of the images, NumPy's, but not the dropout, MXNet's.
+    rank, number = 0, 1
+
+    def part(self, batches):
+        """Return of each batch what this process trains on."""
+        return batches
+
+    def counts(self, X):
+        """Return the number of images in the batch that `X` is part of, and of those in `X`."""
+        return len(X), len(X)
+
+    def sum(self, values):
+        """Return the sum of the numbers that each process passes."""
+        return np.asarray(values, 'float64')
+
+    def open_checkpoint(self, path):
+        """Give the path of the file `path`, or None if there is none."""
+        return contextlib.nullcontext(path if path is not None and path.exists() else None)
+
+    from_leader = sum  # the numbers that rank 0 passes
+    check_alike = make_sendable = finish = lambda *_, **__: None
+
+
+def _team_of(trainer):
+    """Return who trains with `trainer`, each updating its own copy of the parameters.
+
+    So rank 0 has all optimizer states, as a checkpoint needs them.
     """
-    nd.waitall()
-    state = int(np.random.SeedSequence((seed, epoch)).generate_state(1)[0])
-    random.seed(state)
-    np.random.seed(state)
-    if rank:
-        state = int(np.random.SeedSequence((seed, epoch, rank)).generate_state(1)[0])
-    mx.random.seed(state % 2**31)
+    asked = trainer._kvstore_params
+    kvstore = getattr(asked['kvstore'], 'type', asked['kvstore'])
+    asked['update_on_kvstore'] = False
+    if not isinstance(kvstore, str) or 'dist' not in kvstore:
+        return Team()
+    from .workers import connect
+    team = connect(kvstore)
+    asked['kvstore'] = team.kv
+    return team
 
 
-def _size(train_iter):
-    """Return what tells sets of images apart cheaply, as far as it is known."""
-    batches = len(train_iter) if hasattr(train_iter, '__len__') else 0
-    labels = np.ascontiguousarray(getattr(train_iter, 'labels', ()))
-    return {'number of batches': batches, 'check sum of labels': zlib.crc32(labels)}
+class Run:
+    """A net in training: all that a step needs, checked once.
 
-
-def _shares(net, devices, train_iter, workers):
-    """Yield the images in each batch of the whole job, and what of it each device here gets."""
-    part = workers.part(train_iter)
-    for X, y in checked_batches(net, devices[0], 'train_iter', part):
-        total, mine = part.counts or (len(X), len(X))
-        yield total, split(devices, X, y) if mine else []
-
-
-def _no_gradients(trainer, devices):
-    """Set the gradients on devices that got no image to 0, which is their part of the sum."""
-    for ctx in devices:
-        for param in trainer._params:
-            if param.grad_req != 'null':
-                param.grad(ctx)[:] = 0
-                param.data(ctx)._fresh_grad = True
-
-
-def set_loss_scaling(trainer, wanted):
-    """Give `trainer` MXNet's loss scaler, which float16 needs, or take it away.
-
-    Gradients too small for float16 would become 0, so the loss is multiplied with a large number
-    and each step divides by it. A step whose gradients overflow is skipped and the number halved;
-    after 2,000 steps without it is doubled (Micikevicius et al., *Mixed Precision Training*, 2018).
+    Parameters
+    ----------
+    net, trainer, ctx, precision
+        As for :func:`train_ch5`.
+    *iterables
+        What it will be trained and tested on, as far as known.
     """
-    has = hasattr(trainer, '_amp_loss_scaler')
-    if wanted and not has:  # as amp.init_trainer, which asks for amp.init's patch of the process
-        from mxnet.contrib.amp.loss_scaler import LossScaler
-        trainer._amp_loss_scaler = LossScaler()
-        trainer._amp_original_scale = trainer._scale
-    elif has and not wanted:
-        trainer._scale = trainer._amp_original_scale
-        del trainer._amp_loss_scaler
+
+    def __init__(self, net, trainer, ctx, precision, *iterables):
+        self.net, self.trainer, self.team = net, trainer, Team()
+        self.devices = check_devices(ctx)
+        check_trainer(trainer, net, self.devices)
+        _check_kvstore(trainer)
+        self.precision = resolve_precision(precision, self.devices[0])
+        self.forward = compiled(net, self.precision, common_shape(iterables))
+        if self.forward is net:
+            if precision in ('bfloat16', 'float16'):
+                raise ValueError(f"precision='{precision}' needs a net of hybrid blocks without "
+                                 "hooks; this one has no graph. Use precision='auto'")
+            self.precision = 'float32'
+        set_loss_scaling(trainer, self.precision == 'float16')
+        self.loss = gluon.loss.SoftmaxCrossEntropyLoss()
+
+    def step(self, X, y):
+        """Train on a batch; return ``(X, y, logits, l)`` of each device, `l` the loss an image."""
+        total, mine = self.team.counts(X)
+        outputs = []
+        with autograd.record():
+            for X_, y_ in split(self.devices, X, y) if mine else ():
+                logits = self.forward(X_)
+                check_logits(logits)
+                outputs.append((X_, y_, logits, self.loss(logits, y_)))
+            losses = scale_losses([l for *_, l in outputs], self.trainer)
+        for l in losses:
+            l.backward()
+        for ctx in self.devices[len(outputs):]:  # without an image, its part of the sum is 0
+            for param in self.trainer._params:
+                if param.grad_req != 'null':
+                    param.grad(ctx)[:] = 0
+                    param.data(ctx)._fresh_grad = True
+        self.trainer.step(total)  # gradients are summed over all devices and workers
+        return outputs
+
+    def epoch(self, train_iter, batch_size, watch, bar):
+        """Train for one pass; return mean loss and accuracy."""
+        num_images = 0
+        for X, y in checked_batches(self.net, self.devices[0], 'train_iter',
+                                    self.team.part(train_iter)):
+            total, _ = self.team.counts(X)
+            if total > batch_size:
+                raise ValueError(f'batch_size is {batch_size} but train_iter yields a batch of '
+                                 f'{total} images; pass the size that train_iter was made with')
+            watch.add(self.step(X, y))
+            num_images += total
+            bar.update(total)
+        if not num_images:
+            raise no_batch('train_iter')
+        # A single batch of zeros may come from weights that start at zero, and pass.
+        loss, right = watch.look(enough=max(2, min(DEAD_AFTER, watch.batches)))
+        self._average_statistics()
+        check_params(self.net, self.devices[0], f'after epoch {watch.epoch}')
+        return (self.team.sum([loss, right]) / num_images).tolist()
+
+    def accuracy(self, test_iter):
+        """Return the fraction of images in `test_iter` that the net classifies right."""
+        accuracy = 0.
+        if self.team.rank == 0:
+            predicted, true = classify(self.net, self.forward, 'test_iter', test_iter, self.devices)
+            accuracy = (predicted == true).mean()
+        return float(self.team.from_leader(accuracy))
+
+    def start_alike(self, train_iter, seed):
+        """Give all devices and workers the parameters of the first; Gluon would after a step."""
+        if self.team.number * len(self.devices) == 1:
+            return
+        if any(param._deferred_init for param in self.net.collect_params().values()):
+            seed_epoch(seed, 1)  # as in the first epoch on a single device
+            for X, _ in checked_batches(self.net, self.devices[0], 'train_iter', train_iter):
+                self.forward(X[:1])
+                break
+        if not self.trainer._kv_initialized:
+            self.team.make_sendable(self.trainer._params)
+            self.trainer._init_kvstore()
+            self.trainer._init_params()
+
+    def _average_statistics(self):
+        """Give all devices the mean of what each has seen, such as batch normalization's mean."""
+        number = self.team.number * len(self.devices)
+        params = [param for _, param in sorted(self.net._collect_params_with_prefix().items())
+                  if not param._differentiable]
+        if not params or number == 1:
+            return
+        sums = [sum(param.data(ctx).asnumpy().astype('float64') for ctx in self.devices)
+                for param in params]
+        sums = self.team.sum(np.concatenate([values.reshape(-1) for values in sums]))
+        ends = np.cumsum([np.prod(param.shape) for param in params])
+        for param, values in zip(params, np.split(sums, ends[:-1])):
+            param.set_data(nd.array(values.reshape(param.shape) / number))
 
 
-def scale_losses(losses, trainer):
-    """Return the losses, multiplied for float16, from which gradients are computed."""
-    if not hasattr(trainer, '_amp_loss_scaler'):
-        return losses
-    from mxnet.contrib import amp
-    with amp.scale_loss(losses, trainer) as scaled:
-        return scaled
-
-
-def _average_statistics(net, devices, workers):
-    """Give all devices the mean of what each has seen, such as batch normalization's mean."""
-    params = [param for _, param in sorted(net._collect_params_with_prefix().items())
-              if not param._differentiable]
-    if not params or workers.number * len(devices) == 1:
-        return
-    sums = [sum(param.data(ctx).asnumpy().astype('float64') for ctx in devices) for param in params]
-    sums = workers.sum(np.concatenate([values.reshape(-1) for values in sums]))
-    ends = np.cumsum([np.prod(param.shape) for param in params])
-    for param, values in zip(params, np.split(sums, ends[:-1])):
-        param.set_data(nd.array(values.reshape(param.shape) / (workers.number * len(devices))))
-
-
-def _start_alike(net, forward, trainer, devices, workers, train_iter, seed):
-    """Give all devices and workers the parameters of the first; Gluon would after a step."""
-    if any(param._deferred_init for param in net.collect_params().values()):
-        seed_epoch(seed, 1)  # as in the first epoch on a single device
-        for X, _ in checked_batches(net, devices[0], 'train_iter', train_iter):
-            forward(X[:1])
-            break
-    if not trainer._kv_initialized:
-        workers.make_sendable(trainer._params)
-        trainer._init_kvstore()
-        trainer._init_params()
+def _check_kvstore(trainer):
+    """Raise a ValueError unless each device can update its own copy of the parameters."""
+    asked = trainer._kvstore_params
+    if len(trainer._contexts or ()) > 1 and asked['kvstore'] is None:
+        raise ValueError("kvstore=None sums up no gradients; make the trainer with kvstore='device'"
+                         ' for several devices')
+    if asked['update_on_kvstore'] or trainer._update_on_kvstore:
+        raise ValueError('the trainer updates parameters in its kvstore, where no checkpoint '
+                         'reaches the states; make a new one with update_on_kvstore=False')
 
 
 class _Watch:
@@ -152,10 +221,12 @@ class _Watch:
         self.loss = nd.zeros(1, ctx=self.ctx, dtype='float64')
         self.sums = nd.zeros(3, ctx=self.ctx, dtype='float64')
 
-    def add(self, shares):
-        """Take in a batch, (X, y, logits, l) of each device; only now and then wait for it."""
+    def add(self, outputs):
+        """Take in what a step returns; only now and then wait for it."""
+        if not outputs:
+            return
         previous, zero_run = self.loss, self.zero_run + 1
-        for X, y, logits, l in shares:
+        for X, y, logits, l in outputs:
             self.loss = self.loss + l.sum().astype('float64').as_in_context(self.ctx)
             self.sums = self.sums + batch_sums(X, y, logits).as_in_context(self.ctx)
             zero_run = zero_run * (logits.abs().max() == 0).as_in_context(self.ctx)
@@ -187,40 +258,6 @@ class _Watch:
                        for param in self.net.collect_params().values() if param.grad_req != 'null')
 
 
-def _train_epoch(net, forward, train_iter, trainer, devices, workers, batch_size, watch, bar):
-    """Train for one pass; return mean loss and accuracy."""
-    loss_function = gluon.loss.SoftmaxCrossEntropyLoss()
-    num_images = 0
-    for total, shares in _shares(net, devices, train_iter, workers):
-        if total > batch_size:
-            raise ValueError(f'batch_size is {batch_size} but train_iter yields a batch of '
-                             f'{total} images; pass the size that train_iter was made with')
-        outputs, losses = [], []
-        with autograd.record():
-            for X, y in shares:
-                logits = forward(X)
-                check_logits(logits)
-                losses.append(loss_function(logits, y))
-                outputs.append((X, y, logits, losses[-1]))
-            losses = scale_losses(losses, trainer)
-        for l in losses:
-            l.backward()
-        _no_gradients(trainer, devices[len(shares):])
-        trainer.step(total)  # gradients are summed over all devices and workers
-        if outputs:
-            watch.add(outputs)
-        num_images += total
-        bar.update(total)
-    if not num_images:
-        raise no_batch('train_iter')
-    # A single batch of zeros may come from weights that start at zero, and pass.
-    loss, right = watch.look(enough=max(2, min(DEAD_AFTER, watch.batches)))
-    _average_statistics(net, devices, workers)
-    check_params(net, devices[0], f'after epoch {watch.epoch}')
-    loss, right = workers.sum([loss, right]).tolist()
-    return loss / num_images, right / num_images
-
-
 def print_epoch(row):
     """Print a row of a history as the section does."""
     check_keys('row', row, _ROW_KEYS)
@@ -229,8 +266,8 @@ def print_epoch(row):
           flush=True)
 
 
-def _check_run(net, train_iter, test_iter, trainer, ctx, precision, checkpoint, resume, report):
-    """Return devices, compiled net and its precision, or raise a ValueError if one cannot be."""
+def _prepare(net, train_iter, test_iter, trainer, ctx, precision, checkpoint, resume, report):
+    """Check all that can be known before training and return the :class:`Run`."""
     if check_flag('resume', resume) and checkpoint is None:
         raise ValueError('resume=True needs checkpoint=, the file to go on from, not None')
     check_type('report', report, collections.abc.Callable, 'a function of a row, such as print')
@@ -238,37 +275,34 @@ def _check_run(net, train_iter, test_iter, trainer, ctx, precision, checkpoint, 
     check_batches('test_iter', test_iter)
     if hasattr(test_iter, '__len__') and not len(test_iter):
         raise ValueError('test_iter has no batch; it must have at least one')
-    devices = check_devices(ctx)
-    check_trainer(trainer, net, devices)
-    resolved = resolve_precision(precision, devices[0])
-    forward = compiled(net, resolved, common_shape([train_iter, test_iter]))
-    if forward is net and precision in ('bfloat16', 'float16'):
-        raise ValueError(f"precision='{precision}' needs a net of hybrid blocks without hooks; "
-                         "this one has no graph. Use precision='auto'")
-    return devices, forward, 'float32' if forward is net else resolved
+    return Run(net, trainer, ctx, precision, train_iter, test_iter)
 
 
-def _begin(net, trainer, devices, workers, checkpoint, seed, settings, say):
+def _begin(run, checkpoint, seed, settings, say):
     """Return history and seed: those in `checkpoint`, if there is one, or of a new run."""
     history = []
-    with workers.open_checkpoint(checkpoint) as path:
+    with run.team.open_checkpoint(checkpoint) as path:
         if path is not None:
             asked = settings if seed is None else {**settings, 'seed': seed}
-            history, seed = load_checkpoint(path, net, trainer, devices, asked)
+            history, seed = load_checkpoint(path, run.net, run.trainer, run.devices, asked)
             say(f'going on after epoch {len(history)}, from {checkpoint}')
         elif seed is None:
             seed = int(np.random.randint(2**31))
-    return history, int(workers.from_leader(seed))
+    for device in run.devices:
+        check_initialized(run.net, device)  # a checkpoint may have done it
+    check_params(run.net, run.devices[0], 'before training',
+                 'Initialize the net anew, or load others')
+    return history, int(run.team.from_leader(seed))
 
 
-def _keep(checkpoint, kept, net, trainer, devices, history, settings):
-    """Write the checkpoint; before this run has `kept` any, one that is there gets another name."""
-    if not kept and checkpoint.exists():  # of a run that nobody asked to resume
+def _keep(run, checkpoint, history, settings):
+    """Write the checkpoint; a file that is there before the first epoch gets another name."""
+    if len(history) == 1 and checkpoint.exists():  # of a run that nobody asked to resume
         names = (f'{checkpoint}.previous{i if i > 1 else ""}' for i in itertools.count(1))
         previous = next(name for name in names if not os.path.exists(name))
         os.replace(checkpoint, previous)
         print(f'the checkpoint of an earlier run is now {previous}')
-    save_checkpoint(checkpoint, net, trainer, devices, history, settings)
+    save_checkpoint(checkpoint, run.net, run.trainer, run.devices, history, settings)
 
 
 def train_ch5(net, train_iter, test_iter, batch_size, trainer, ctx, num_epochs, *,
@@ -335,47 +369,32 @@ def train_ch5(net, train_iter, test_iter, batch_size, trainer, ctx, num_epochs, 
     num_epochs = check_int('num_epochs', num_epochs, 0)
     seed = None if seed is None else check_int('seed', seed, 0, 2**32 - 1)
     checkpoint = None if checkpoint is None else check_path('checkpoint', checkpoint)
-    devices, forward, precision = _check_run(net, train_iter, test_iter, trainer, ctx, precision,
-                                             checkpoint, resume, report)
-    set_loss_scaling(trainer, precision == 'float16')
-    workers = workers_of(trainer)
-    if workers.number > 1:
-        workers.check_alike(batch_size=batch_size, num_epochs=num_epochs, **_size(train_iter))
-    say = print if workers.rank == 0 else lambda *_, **__: None
-    say('training on', ctx, *[f'by {workers.number} workers'] * (workers.number > 1))
+    run = _prepare(net, train_iter, test_iter, trainer, ctx, precision, checkpoint, resume, report)
+    run.team = team = _team_of(trainer)
+    team.check_alike(train_iter, batch_size=batch_size, num_epochs=num_epochs)
+    say = print if team.rank == 0 else lambda *_, **__: None
+    say('training on', ctx, *[f'by {team.number} workers'] * (team.number > 1))
     if threads_note():
         say(threads_note())
-    settings = {'batch_size': batch_size, 'precision': precision}
-    history, seed = _begin(net, trainer, devices, workers, checkpoint if resume else None, seed,
-                           settings, say)
+    settings = {'batch_size': batch_size, 'precision': run.precision}
+    history, seed = _begin(run, checkpoint if resume else None, seed, settings, say)
     settings['seed'] = seed
-    for device in devices:
-        check_initialized(net, device)  # a checkpoint may have done it
-    check_params(net, devices[0], 'before training', 'Initialize the net anew, or load others')
-    if workers.number * len(devices) > 1:
-        _start_alike(net, forward, trainer, devices, workers, train_iter, seed)
-    watch = _Watch(net, devices[0], say)
+    run.start_alike(train_iter, seed)
+    watch, kept = _Watch(net, run.devices[0], say), bool(history)
     num_images = len(train_iter) * batch_size if hasattr(train_iter, '__len__') else None
-    kept = bool(history)
     try:
         for epoch in range(len(history) + 1, num_epochs + 1):
             start = time.time()
-            seed_epoch(seed, epoch, workers.rank)
+            seed_epoch(seed, epoch, team.rank)
             watch.start(epoch)
             with progress_bar(num_images, ' images', f'epoch {epoch} of {num_epochs}') as bar:
-                bar.disable = bar.disable or workers.rank > 0
-                loss, train_acc = _train_epoch(net, forward, train_iter, trainer, devices, workers,
-                                               batch_size, watch, bar)
-            test_acc = 0.
-            if workers.rank == 0:
-                predicted, true = classify(net, forward, 'test_iter', test_iter, devices)
-                test_acc = (predicted == true).mean()
+                bar.disable = bar.disable or team.rank > 0
+                loss, train_acc = run.epoch(train_iter, batch_size, watch, bar)
             history.append({'epoch': epoch, 'loss': loss, 'train_acc': train_acc,
-                            'test_acc': float(workers.from_leader(test_acc)),
-                            'seconds': time.time() - start})
-            if workers.rank == 0:
+                            'test_acc': run.accuracy(test_iter), 'seconds': time.time() - start})
+            if team.rank == 0:
                 if checkpoint is not None:
-                    _keep(checkpoint, kept, net, trainer, devices, history, settings)
+                    _keep(run, checkpoint, history, settings)
                     kept = True
                 report(history[-1])
     except (KeyboardInterrupt, OSError):  # such as a full disk
@@ -383,5 +402,5 @@ def train_ch5(net, train_iter, test_iter, batch_size, trainer, ctx, num_epochs, 
             say(f'\nThe last whole epoch is in {checkpoint}. Train again with resume=True '
                 '(--resume on the command line) to go on from there.', flush=True)
         raise
-    finish()
+    team.finish()
     return history

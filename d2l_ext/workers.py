@@ -8,6 +8,7 @@ import os
 import pathlib
 import sys
 import tempfile
+import zlib
 
 import numpy as np
 
@@ -17,7 +18,7 @@ KVSTORES = ('dist_sync', 'dist_device_sync')
 
 
 class Workers:
-    """The processes that train together; by default this one alone.
+    """The processes that train together, with the methods of :class:`d2l_ext.training.Team`.
 
     Attributes
     ----------
@@ -25,25 +26,50 @@ class Workers:
         Number of this process among them, from 0.
     number : int
         How many they are.
-    kv : mxnet.kvstore.KVStore or None
+    kv : mxnet.kvstore.KVStore
         Joins them.
     """
 
-    def __init__(self, kv=None):
-        self.kv = kv
-        self.rank, self.number = (kv.rank, kv.num_workers) if kv else (0, 1)
-        self._keys = {}
+    def __init__(self, kv):
+        self.kv, self.rank, self.number = kv, kv.rank, kv.num_workers
+        self._keys, self._counts = {}, None
+
+    def _mine(self, indices):
+        mine = np.array_split(indices, self.number)[self.rank]
+        self._counts = len(indices), len(mine)
+        return mine if len(mine) else indices[:1]
 
     def part(self, batches):
-        """Return this worker's :class:`Part` of batches that all workers draw alike."""
-        return Part(batches, self.rank, self.number)
+        """Yield this worker's part of every batch of `batches`, pairs ``(X, y)``.
+
+        Every worker draws the same order from NumPy's global generator, which must be seeded alike,
+        and takes its own, equally large slice of each batch; the first ones take one image more
+        where it does not come out even. So no image is used twice, all have the same number of
+        batches, and the batches are those of one process alone. A worker for which there is no
+        image gets the first one of the batch nevertheless, and :meth:`counts` tells. Of ``Batches``
+        only that slice is read.
+        """
+        from .batches import Batches
+        if isinstance(batches, Batches):
+            number = len(batches.images)
+            order = np.random.permutation(number) if batches.shuffle else np.arange(number)
+            np.random.seed(np.random.randint(2**31) + self.rank)  # flips and shifts differ
+            for start in range(0, number, batches.batch_size):
+                mine = self._mine(order[start:start + batches.batch_size])
+                yield from batches._part(mine, shuffle=False)
+        else:
+            for X, y in batches:
+                mine = self._mine(np.arange(len(X)))
+                yield tuple(a[mine[0]:mine[-1] + 1] for a in (X, y))
+
+    def counts(self, X):
+        """Return the images of the current batch, on all workers and on this one."""
+        return self._counts
 
     def sum(self, values):
         """Return the sum over all workers of arrays of one shape, to float32's precision."""
-        values = np.asarray(values, 'float64')
-        if self.kv is None:
-            return values
         from mxnet import nd
+        values = np.asarray(values, 'float64')
         total = nd.array(values.reshape(-1))
         if total.size not in self._keys:
             # Gluon's trainer has the keys from 0.
@@ -55,14 +81,16 @@ class Workers:
     def from_leader(self, values):
         """Return, exactly, the numbers that rank 0 passes; the others pass as many of any value."""
         values = np.asarray(values, 'float64')
-        if self.kv is None:
-            return values
         content = np.frombuffer(values.tobytes(), 'uint8') * (self.rank == 0)  # float32 holds these
         content = self.sum(content).astype('uint8')
         return np.frombuffer(content.tobytes(), 'float64').reshape(values.shape)
 
-    def check_alike(self, **numbers):
-        """Raise a ValueError unless all workers pass the same numbers."""
+    def check_alike(self, train_iter, **numbers):
+        """Raise a ValueError unless all workers pass the same numbers, and as many images."""
+        numbers['number of batches'] = len(train_iter) if hasattr(train_iter, '__len__') else 0
+        # What tells sets of images apart cheaply, if known.
+        numbers['check sum of labels'] = zlib.crc32(
+            np.ascontiguousarray(getattr(train_iter, 'labels', ())))
         leader = self.from_leader(list(numbers.values()))
         for (name, here), there in zip(numbers.items(), leader):
             if here != there:
@@ -74,11 +102,10 @@ class Workers:
 
         Inference leaves weights in one of oneDNN's, which the parameter server refuses.
         """
-        if self.kv is not None:
-            from mxnet import nd
-            for array in (array for param in params for array in param.list_data()):
-                copy = nd.array(array.asnumpy(), array.context, array.dtype)
-                nd._internal._mul_scalar(copy, scalar=1, out=array)  # this keeps no other layout
+        from mxnet import nd
+        for array in (array for param in params for array in param.list_data()):
+            copy = nd.array(array.asnumpy(), array.context, array.dtype)
+            nd._internal._mul_scalar(copy, scalar=1, out=array)  # this keeps no other layout
 
     @contextlib.contextmanager
     def open_checkpoint(self, path):
@@ -89,8 +116,8 @@ class Workers:
         ValueError
             If another worker has such a file but the leader, rank 0, has none.
         """
-        if self.kv is None or path is None:
-            yield path if path is not None and path.exists() else None
+        if path is None:
+            yield None
             return
         content = np.fromfile(path, 'uint8') if path.exists() else np.zeros(0, 'uint8')
         size, = self.from_leader([content.size])
@@ -108,54 +135,10 @@ class Workers:
             content.astype('uint8').tofile(copy)
             yield copy
 
-
-class Part:
-    """One worker's part of every batch of `batches`, to iterate over as often as these.
-
-    Every worker draws the same order from NumPy's global generator, which must be seeded alike,
-    and takes its own, equally large slice of each batch; the first ones take one image more where
-    it does not come out even. So no image is used twice, all have the same number of batches, and
-    the batches are those of one process alone. Of ``Batches`` only that slice is read.
-
-    Parameters
-    ----------
-    batches : iterable
-        Of ``(X, y)``.
-    rank, number : int
-        Of this worker, and of all.
-
-    Attributes
-    ----------
-    counts : pair of int or None
-        Images of the current batch, on all workers and on this one; None if there is only one
-        worker. One that has none gets the first image of the batch nevertheless.
-    """
-
-    def __init__(self, batches, rank, number):
-        self.batches, self.rank, self.number = batches, rank, number
-        self.counts = None
-
-    def _mine(self, indices):
-        mine = np.array_split(indices, self.number)[self.rank]
-        self.counts = len(indices), len(mine)
-        return mine if len(mine) else indices[:1]
-
-    def __iter__(self):
-        from .batches import Batches
-        batches = self.batches
-        if self.number == 1:
-            yield from batches
-        elif isinstance(batches, Batches):
-            number = len(batches.images)
-            order = np.random.permutation(number) if batches.shuffle else np.arange(number)
-            np.random.seed(np.random.randint(2**31) + self.rank)  # flips and shifts differ
-            for start in range(0, number, batches.batch_size):
-                mine = self._mine(order[start:start + batches.batch_size])
-                yield from batches._part(mine, shuffle=False)
-        else:
-            for X, y in batches:
-                mine = self._mine(np.arange(len(X)))
-                yield tuple(a[mine[0]:mine[-1] + 1] for a in (X, y))
+    def finish(self):
+        """Say that training has ended well, so that the process may wait for the others."""
+        global _unfinished
+        _unfinished = False
 
 
 _job = None  # this process's Workers, once connected; a process can take part in one job only
@@ -165,7 +148,7 @@ _unfinished = False
 def connect(kvstore):
     """Join the workers of the job that a launcher started, and wait until all are there.
 
-    From then on, until :func:`finish`, the process ends with an error when another one dies.
+    From then on, until :meth:`Workers.finish`, this process ends with an error when another dies.
 
     Parameters
     ----------
@@ -205,12 +188,6 @@ def connect(kvstore):
     return _job
 
 
-def finish():
-    """Say that training has ended well, so that the process may wait for the others and exit."""
-    global _unfinished
-    _unfinished = False
-
-
 def _leave(watchdog):
     """End this process's part in the job, when Python exits."""
     import mxnet as mx
@@ -224,33 +201,3 @@ def _leave(watchdog):
     # Now, while Python is whole; it would free the rest in any order.
     handle, _job.kv.handle = _job.kv.handle, None
     mx.base._LIB.MXKVStoreFree(handle)
-
-
-def workers_of(trainer):
-    """Return the :class:`Workers` that `trainer` trains with, and connect to them.
-
-    Optimizer states then stay with the workers, each of which updates its own copy of the
-    parameters with the sum of all gradients, so that rank 0 has all that a checkpoint needs.
-
-    Raises
-    ------
-    ValueError
-        If the trainer updates parameters elsewhere, or as :func:`connect`.
-    """
-    asked = trainer._kvstore_params
-    kvstore = getattr(asked['kvstore'], 'type', asked['kvstore'])
-    distributed = isinstance(kvstore, str) and 'dist' in kvstore
-    if not distributed and len(trainer._contexts or ()) < 2:
-        return Workers()
-    if asked['update_on_kvstore'] or trainer._update_on_kvstore:
-        raise ValueError('the trainer updates parameters in its kvstore, where no checkpoint '
-                         'reaches the states; make a new one with update_on_kvstore=False')
-    if asked['kvstore'] is None:
-        raise ValueError("kvstore=None sums up no gradients; make the trainer with kvstore='device'"
-                         ' for several devices')
-    asked['update_on_kvstore'] = False
-    if not distributed:
-        return Workers()
-    workers = connect(kvstore)
-    asked['kvstore'] = workers.kv
-    return workers

@@ -62,7 +62,7 @@ from argument_rows import (
 from matplotlib import pyplot as plt
 
 import d2l_ext
-from d2l_ext import data, lr_finder, records, resources
+from d2l_ext import data, lr_finder, records, resources, training
 from d2l_ext.devices import mx
 
 nd, gluon, nn = mx.nd, mx.gluon, mx.gluon.nn
@@ -376,16 +376,17 @@ INTERNAL = {
     'distributed': None,
     'server': None,
     'workers': None,
-    'batches': ('make_batches',),
+    'batches': ('make_batches', 'seed_epoch'),
     'data': ('find_fashion_mnist', 'known_hash'),
     'downloads': None,  # of files that are known: test_data.py, test_faults_download.py
     'evaluation': ('batch_sums', 'check_logits', 'check_params', 'check_sums', 'checked_batches',
                    'classify', 'no_batch', 'split'),
+    'graphs': ('scale_losses', 'set_loss_scaling'),
     'lr_finder': ('RangeTest',),
     'progress': ('progress_bar',),
     'resources': ('Row', 'Summary'),
     'search': ('main', 'parse_args', 'run', 'suggest'),  # the command line: test_search.py
-    'training': ('scale_losses', 'seed_epoch', 'set_loss_scaling'),
+    'training': ('Run', 'Team'),
 }
 
 
@@ -400,8 +401,9 @@ def public_functions():
             if getattr(item, '__module__', None) != home.__name__ or not callable(item):
                 continue
             found = {name: item} if name not in internal else {}
-            of_mxnet = (gluon.Block, mx.optimizer.Optimizer)  # their methods MXNet calls
-            if inspect.isclass(item) and not issubclass(item, of_mxnet):
+            # Their methods MXNet calls, or train_ch5.
+            inner = (gluon.Block, mx.optimizer.Optimizer, training.Run, training.Team)
+            if inspect.isclass(item) and not issubclass(item, inner):
                 found.update({f'{name}.{method}': function for method, function
                               in vars(item).items() if inspect.isfunction(function)})
             for path_, function in found.items():

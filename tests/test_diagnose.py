@@ -191,8 +191,8 @@ def test_too_few_threads(cpu, capsys, monkeypatch):
 
 
 def test_a_step_that_fails(cpu, capsys, monkeypatch):
-    def fail(mx, ctx):
-        raise mx.MXNetError('CUDNN_STATUS_MAPPING_ERROR')
+    def fail(training, ctx):
+        raise training.mx.MXNetError('CUDNN_STATUS_MAPPING_ERROR')
 
     monkeypatch.setattr(diagnose, '_train_one_step', fail)
     status, out = run(capsys)

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+import types
 
 import numpy as np
 import psutil
@@ -17,7 +18,8 @@ import d2l_ext
 from d2l_ext import distributed, workers
 from d2l_ext.data import load_data_digits
 from d2l_ext.devices import mx
-from d2l_ext.workers import Part
+from d2l_ext.training import Run, Team
+from d2l_ext.workers import Workers
 
 nd, gluon, nn = mx.nd, mx.gluon, mx.gluon.nn
 CPU, LOOPBACK = mx.cpu(), '127.0.0.1'
@@ -200,13 +202,13 @@ SSH = '#!/bin/sh\nexec env -i PATH="$PATH" sh -c "$6"\n'
 JOINING = """
 import os
 import sys
-from d2l_ext.workers import connect, finish
+from d2l_ext.workers import connect
 workers = connect('dist_sync')
 assert workers.from_leader(2**32 - 1 + workers.rank) == 2**32 - 1
 total, = workers.sum([workers.rank + 1.5])
 # In one piece: two processes write to the same place.
 sys.stdout.write(f'sum {total} {os.environ["D2L_EXT_TEST"]}\\n')
-finish()
+workers.finish()
 """
 
 
@@ -229,7 +231,7 @@ def test_workers_with_other_data_end_the_job(tmp_path):
     script.write_text("""
 from d2l_ext.workers import connect
 workers = connect('dist_sync')
-workers.check_alike(batches=3 + workers.rank)
+workers.check_alike([], batches=3 + workers.rank)
 workers.sum([0])  # would wait for ever
 """)
     done = launch([sys.executable, str(script)])
@@ -244,7 +246,7 @@ def test_several_devices_need_a_kvstore():
     net.initialize(ctx=ctx)
     trainer = gluon.Trainer(net.collect_params(), 'sgd', kvstore=None)
     with pytest.raises(ValueError, match='sums up no gradients'):
-        workers.workers_of(trainer)
+        Run(net, trainer, ctx, 'float32')
 
 
 def test_a_distributed_trainer_needs_a_launcher(tmp_path, monkeypatch):
@@ -290,8 +292,9 @@ def test_parts_make_up_each_batch(make, number):
     counts = [[] for _ in range(number)]
     parts = []
     for rank in range(number):
-        part = Part(batches, rank, number)
-        parts.append(drawn((counts[rank].append(part.counts), pair)[1] for pair in part))
+        team = Workers(types.SimpleNamespace(rank=rank, num_workers=number))
+        parts.append(drawn((counts[rank].append(team.counts(pair[0])), pair)[1]
+                           for pair in team.part(batches)))
     assert all(len(part) == len(whole) for part in parts)  # or some would wait for ever
     for k, (X, y) in enumerate(whole):
         mine = [counts[rank][k][1] for rank in range(number)]
@@ -305,8 +308,7 @@ def test_parts_make_up_each_batch(make, number):
 
 def test_alone_nothing_is_split():
     pairs = [(1, 2), 'x']
-    part = Part(pairs, 0, 1)
-    assert list(part) == pairs and part.counts is None
+    assert Team().part(pairs) is pairs and Team().counts([7, 8, 9]) == (3, 3)
 
 
 @pytest.mark.parametrize('arguments, message', [

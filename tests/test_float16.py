@@ -7,11 +7,11 @@ import pytest
 from test_training import assert_same, values, without_seconds
 
 import d2l_ext
-from d2l_ext import graphs, lr_finder, range_test, training
+from d2l_ext import graphs, range_test, training
 from d2l_ext.data import load_data_digits
 from d2l_ext.devices import mx, resolve_precision
+from d2l_ext.graphs import scale_losses, set_loss_scaling
 from d2l_ext.hardware import cuda
-from d2l_ext.training import scale_losses, set_loss_scaling
 
 nd, gluon, nn = mx.nd, mx.gluon, mx.gluon.nn
 CPU = mx.cpu()
@@ -64,9 +64,8 @@ def test_a_cpu_is_refused_with_advice():
 def on_cpu(monkeypatch):
     """The loss scaler of float16 around layers in float32, which alone the CPU has."""
     from mxnet.contrib import amp
-    for module in (training, lr_finder):
-        monkeypatch.setattr(module, 'resolve_precision',
-                            lambda precision, ctx: 'float32' if precision == 'auto' else precision)
+    monkeypatch.setattr(training, 'resolve_precision',
+                        lambda precision, ctx: 'float32' if precision == 'auto' else precision)
     monkeypatch.setattr(amp, 'convert_symbol', lambda symbol, *_, **__: symbol)
     monkeypatch.setattr(graphs, 'has_tensor_cores', lambda: False)
 
@@ -146,7 +145,7 @@ def test_a_range_test_scales_by_itself_and_leaves_the_trainer_alone(on_cpu, monk
     expected = range_test(other, batches, plain, CPU, num_steps=10, precision='float32')
     assert len(set(expected.losses)) == 10
     scaled = []
-    monkeypatch.setattr(lr_finder, 'scale_losses', lambda losses, trainer: scaled.append(
+    monkeypatch.setattr(training, 'scale_losses', lambda losses, trainer: scaled.append(
         hasattr(trainer, '_amp_loss_scaler')) or scale_losses(losses, trainer))
     for precision in ('float16', 'float32'):
         assert range_test(net, batches, trainer, CPU, num_steps=10, precision=precision) == expected

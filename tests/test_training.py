@@ -1,6 +1,7 @@
 """The training loop: the book's arithmetic, checkpoints, and what it says of broken runs."""
 import math
 import re
+import types
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from d2l_ext import progress, training
 from d2l_ext.batches import Batches
 from d2l_ext.devices import has_bfloat16, mx
 from d2l_ext.graphs import compiled
-from d2l_ext.workers import Part, Workers
+from d2l_ext.workers import Workers
 
 nd, gluon, nn, autograd, init = mx.nd, mx.gluon, mx.gluon.nn, mx.autograd, mx.init
 CPU = mx.cpu()
@@ -376,14 +377,14 @@ def test_a_worker_goes_on_without_an_image_of_its_own():
     net.initialize()
     before = net.weight.data().asnumpy()
     trainer = gluon.Trainer(net.collect_params(), 'sgd', {'learning_rate': 0.1})
-    workers = Workers()
-    workers.part = lambda batches: Part(batches, rank=1, number=2)
+    run = training.Run(net, trainer, CPU, 'float32')
+    run.team = Workers(types.SimpleNamespace(rank=1, num_workers=2))
+    run.team.sum = np.asarray
     watch = training._Watch(net, CPU, print)
     watch.start(1)
     images = make_batches(3, batch_size=1)  # the first worker has them all
     with progress.progress_bar(3, ' images', 'epoch 1') as bar:
-        assert training._train_epoch(net, net, images, trainer, [CPU], workers, 1, watch,
-                                     bar) == (0, 0)
+        assert run.epoch(images, 1, watch, bar) == [0, 0]
     np.testing.assert_array_equal(net.weight.data().asnumpy(), before)
 
 
