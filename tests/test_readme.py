@@ -32,9 +32,10 @@ def test_every_notebook_is_in_the_table_of_contents():
 
 
 def test_every_module_is_in_one_of_the_two_tables_of_files():
-    section, around = (re.findall(r'\]\(d2l_ext/(\w+)\.py\)', text)
+    section, around = (re.findall(r'\]\(d2l_ext/(\w+)(?:\.py)?\)', text)
                        for text in README.split('## Measured')[0].split('\nAround it:\n'))
-    modules = {path.stem for path in (ROOT / 'd2l_ext').glob('*.py')} - {'__init__'}
+    modules = {path.stem for path in (ROOT / 'd2l_ext').glob('*.py')} - {'__init__'} | {
+        path.parent.name for path in (ROOT / 'd2l_ext').glob('*/__init__.py')}
     assert sorted(section + around) == sorted(modules)
     lines = sum(len((ROOT / 'd2l_ext' / f'{name}.py').read_text(encoding='utf-8').splitlines())
                 for name in section)

@@ -194,7 +194,7 @@ def test_all_that_is_imported_is_asked_for_by_name():
 def documented():
     """Yield the texts that tell readers what to type."""
     for path in [ROOT / 'README.md', ROOT / 'environment.yml', ROOT / 'pyproject.toml',
-                 *(ROOT / '.ci').iterdir(), *(ROOT / 'd2l_ext').glob('*.py')]:
+                 *(ROOT / '.ci').iterdir(), *(ROOT / 'd2l_ext').rglob('*.py')]:
         yield path.name, path.read_text(encoding='utf-8')
     for path in (ROOT / 'chapters').glob('*.ipynb'):
         for cell in nbformat.read(path, as_version=4).cells:
