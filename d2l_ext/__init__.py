@@ -29,6 +29,7 @@ _MODULES = {
     'devices': ('try_gpu',),
     'evaluation': ('evaluate_accuracy', 'predict'),
     'export': ('export_onnx',),
+    'graphs.receptive_fields': ('receptive_field',),
     'lr_finder': ('RangeTest', 'range_test'),
     'muon': ('Muon',),
     'nets': ('at_corners', 'nin', 'nin_block'),

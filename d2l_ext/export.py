@@ -1,5 +1,4 @@
 """Networks in ONNX files, for PyTorch, ONNX Runtime and what else comes after MXNet."""
-import json
 import warnings
 from unittest import mock
 
@@ -9,6 +8,7 @@ from .arguments import check_path
 from .devices import mx
 from .files import atomic_write
 from .graphs import trace
+from .graphs.rewriting import rewrite
 from .resources import summary
 
 _OPSET = 13  # the newest operators that MXNet 1.9.1's exporter writes
@@ -121,14 +121,13 @@ def _renamed(net, graph, params):
     The parameters have the names of save_params, such as ``0.1.weight``.
     """
     names = {param.name: name for name, param in net._collect_params_with_prefix().items()}
-    content = json.loads(graph.tojson())
-    for node in content['nodes']:
-        node['name'] = names.get(node['name'], node['name'])
-    content['nodes'][content['heads'][0][0]]['name'] = 'output'
+    graph = rewrite(graph, lambda new, node: new.copy({
+        **node, 'name': 'output' if 'output' in node['readers']
+        else names.get(node['name'], node['name'])}))
     # The same on all devices, so the first will do.
     values = {names.get(name, name): param.list_data()[0].as_in_context(mx.cpu())
               for name, param in params.items()}
-    return mx.sym.load_json(json.dumps(content)), values
+    return graph, values
 
 
 def _convert(graph, values, input_shape):

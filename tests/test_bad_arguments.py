@@ -17,7 +17,6 @@ from argument_rows import (
     DEVICES,
     FILES,
     GRID,
-    IMAGE_SHAPE,
     IMAGE_SHAPES,
     IMAGES,
     LISTS,
@@ -121,13 +120,6 @@ CASES = {
         [*NETS, *path(), *SHAPES], needs='onnxruntime'),
     'files.atomic_write': Case(lambda folder: {'path': folder / 'a'}, path()),
     # --- networks ---
-    'layout.channels_last': Case(lambda folder: {'graph': mx.sym.var('data')},
-                                 unexpected('graph', 'a symbol', 3, None, dense())),
-    'kernels.for_cpu': Case(
-        lambda folder: {'graph': mx.sym.var('data'), 'image_shape': (1, 4, 4),
-                        'precision': 'float32'},
-        [*unexpected('graph', 'a symbol', 3, None, dense()),
-         *unexpected('image_shape', IMAGE_SHAPE, None), *IMAGE_SHAPES, *COMPUTED]),
     'inception.Inception': Case(
         lambda folder: {'c1': 1, 'c2': 2, 'c3': (1, 2), 'c4': 3},
         [*whole('c1', 1), *pair('c2', 1), *pair('c3', 1), *whole('c4', 1),
@@ -199,19 +191,20 @@ CASES = {
                      None), *whole('window', 1, 3), *number('eps', 'above 0', 0, -1),
          *whole('num_filters', 2, 8, (True, '3', 2.5)),
          *unexpected('num_filters', 'an even number', 3)]),
-    'windows.receptive_field': Case(
+    'graphs.receptive_fields.receptive_field': Case(
         lambda folder: {'net': nn.Conv2D(2, 3)},
         [*NETS, *unexpected('net', 'a chain of layers', nn.Conv2DTranspose(2, 3),
                             nn.Conv1D(2, 3), nn.Conv3D(2, 3),
                             mx.gluon.contrib.nn.HybridConcurrent())]),
-    'graphs.check_net': Case(lambda folder: {'net': dense()}, NETS),
-    'graphs.check_initialized': Case(lambda folder: {'net': dense(), 'ctx': CPU}, [*PLACES, BARE]),
-    'graphs.check_trainer': Case(
+    'graphs.tracing.check_net': Case(lambda folder: {'net': dense()}, NETS),
+    'graphs.tracing.check_initialized': Case(
+        lambda folder: {'net': dense(), 'ctx': CPU}, [*PLACES, BARE]),
+    'graphs.tracing.check_trainer': Case(
         lambda folder: {key: value for key, value in trained().items() if key != 'ctx'},
         [*NETS, *TRAINERS,
          Row('devices', [mx.cpu(1)], 'the devices that trainer updates', name='ctx')]),
-    'graphs.trace': Case(lambda folder: {'net': dense()}, NETS),
-    'graphs.check_input': Case(
+    'graphs.tracing.trace': Case(lambda folder: {'net': dense()}, NETS),
+    'graphs.tracing.check_input': Case(
         lambda folder: {'net': dense(), 'shape': (4, 3)},
         [*NETS, *unexpected('shape', 'that of a batch', 3, None, (), 'ab'),
          Row('shape', (0, 3), 'of at least 1', '0'), Row('shape', (4, 5), '[2,3]', '(4, 5)')]),
@@ -345,7 +338,7 @@ CASES = {
         lambda folder: {'name': 'train_iter', 'batches': []},
         [Row('batches', value, 'pairs (X, y)', name='train_iter') for value in (3, None)],
         free=('name',)),
-    'graphs.compiled': Case(
+    'graphs.compiling.compiled': Case(
         lambda folder: {'net': dense()},
         [*NETS, *COMPUTED, *IMAGE_SHAPES]),
     'evaluation.predict': PREDICTION,
@@ -379,6 +372,10 @@ INTERNAL = {
     'batches': ('make_batches', 'seed_epoch'),
     'data': ('find_fashion_mnist', 'known_hash'),
     'downloads': None,  # of files that are known: test_data.py, test_faults_download.py
+    # Graphs of nets that were checked: test_graphs_cpu.py, test_graphs_gpu.py.
+    'graphs.cpu': None,
+    'graphs.gpu': None,
+    'graphs.rewriting': None,
     'evaluation': ('batch_sums', 'check_logits', 'check_params', 'check_sums', 'checked_batches',
                    'classify', 'no_batch', 'split'),
     'graphs': ('scale_losses', 'set_loss_scaling'),
@@ -392,11 +389,12 @@ INTERNAL = {
 
 def public_functions():
     """Yield the name of each public function, class and method of d2l_ext with its parameters."""
-    for module in pkgutil.iter_modules(d2l_ext.__path__):
-        internal = INTERNAL.get(module.name, ())
-        if module.name.startswith('_') or internal is None:
+    for module in pkgutil.walk_packages(d2l_ext.__path__, 'd2l_ext.'):
+        module_name = module.name.partition('.')[2]
+        internal = INTERNAL.get(module_name, ())
+        if module_name.startswith('_') or internal is None:
             continue
-        home = importlib.import_module(f'd2l_ext.{module.name}')
+        home = importlib.import_module(module.name)
         for name, item in vars(home).items():
             if getattr(item, '__module__', None) != home.__name__ or not callable(item):
                 continue
@@ -410,7 +408,7 @@ def public_functions():
                 if not any(part.startswith('_') for part in path_.split('.')):
                     names = set(inspect.signature(function).parameters) - {'self'}
                     if names:
-                        yield f'{module.name}.{path_}', names
+                        yield f'{module_name}.{path_}', names
 
 
 def test_every_argument_of_every_public_function_is_in_the_table():
@@ -431,8 +429,7 @@ def offline(isolated, monkeypatch):
 
 
 def call(name, arguments):
-    module, *path_ = name.split('.')
-    function = functools.reduce(getattr, path_, importlib.import_module(f'd2l_ext.{module}'))
+    function = functools.reduce(getattr, name.split('.'), d2l_ext)
     result = function(**arguments)
     if name == 'files.atomic_write':
         with result:

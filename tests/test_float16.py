@@ -10,7 +10,7 @@ import d2l_ext
 from d2l_ext import graphs, range_test, training
 from d2l_ext.data import load_data_digits
 from d2l_ext.devices import mx, resolve_precision
-from d2l_ext.graphs import scale_losses, set_loss_scaling
+from d2l_ext.graphs import compiling, scale_losses, set_loss_scaling
 from d2l_ext.hardware import cuda
 
 nd, gluon, nn = mx.nd, mx.gluon, mx.gluon.nn
@@ -67,7 +67,7 @@ def on_cpu(monkeypatch):
     monkeypatch.setattr(training, 'resolve_precision',
                         lambda precision, ctx: 'float32' if precision == 'auto' else precision)
     monkeypatch.setattr(amp, 'convert_symbol', lambda symbol, *_, **__: symbol)
-    monkeypatch.setattr(graphs, 'has_tensor_cores', lambda: False)
+    monkeypatch.setattr(compiling, 'has_tensor_cores', lambda: False)
 
 
 def test_scaling_by_a_power_of_two_changes_no_number(on_cpu):

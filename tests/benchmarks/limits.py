@@ -80,7 +80,7 @@ def operations(net, input_shape, batch_size, precision):
     layers = [(row, op, row.activation_bytes) for row, op in zip(rows, ops)]
     for i in range(len(layers) - 1):
         (relu, op, _), (pool, pooling, written) = layers[i:i + 2]
-        if op == 'Activation' and pool.kind == 'MaxPool2D':  # d2l_ext.kernels pools first
+        if op == 'Activation' and pool.kind == 'MaxPool2D':  # d2l_ext.graphs.cpu pools first
             layers[i:i + 2] = [(pool, pooling, written), (relu, op, written)]
     result, read = [], size * batch_size * math.prod(input_shape)
     for i, (row, op, written) in enumerate(layers):

@@ -2,9 +2,8 @@
 import numpy as np
 import pytest
 
-from d2l_ext import nets
+from d2l_ext import nets, receptive_field
 from d2l_ext.devices import mx
-from d2l_ext.windows import receptive_field
 
 nd, nn = mx.nd, mx.gluon.nn
 

@@ -4,14 +4,15 @@ import types
 
 import numpy as np
 import pytest
-from test_layout import NETS, assert_close, nodes_of, with_unknown_layers
+from test_graphs_gpu import NETS, assert_close, with_unknown_layers
 
-from d2l_ext import graphs, load_data_digits, range_test, train_ch5
+from d2l_ext import load_data_digits, range_test, train_ch5
 from d2l_ext.batches import Batches, common_shape
 from d2l_ext.devices import has_bfloat16, mx
 from d2l_ext.evaluation import predict
-from d2l_ext.graphs import compiled, trace
-from d2l_ext.kernels import for_cpu
+from d2l_ext.graphs import compiled, compiling, trace
+from d2l_ext.graphs.cpu import for_cpu
+from d2l_ext.graphs.rewriting import nodes_of
 from d2l_ext.nets import mlpconv, nin, nin_cifar10
 
 nd, nn = mx.nd, mx.gluon.nn
@@ -277,7 +278,7 @@ def test_training_predicting_and_testing_rates_tell_the_shape(monkeypatch, known
 
 
 def test_never_on_a_gpu(monkeypatch):
-    monkeypatch.setattr(graphs, 'for_cpu', lambda *_: pytest.fail('rearranged'))
+    monkeypatch.setattr(compiling, 'for_cpu', lambda *_: pytest.fail('rearranged'))
     net = nin()
     net.initialize()
     for param in net.collect_params().values():

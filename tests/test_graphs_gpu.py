@@ -3,17 +3,16 @@
 MXNet convolves in NHWC on a GPU only. Here each convolution runs between transposes instead; the
 test marked `gpu` runs the graph as it is.
 """
-import json
-
 import numpy as np
 import pytest
 
 import d2l_ext
 from d2l_ext.devices import mx
 from d2l_ext.graphs import compiled, trace
+from d2l_ext.graphs.gpu import channels_last
+from d2l_ext.graphs.rewriting import nodes_of, rewrite
 from d2l_ext.hardware import cuda
 from d2l_ext.inception import Residual, googlenet
-from d2l_ext.layout import channels_last
 from d2l_ext.nets import nin, nin_cifar10, nin_imagenet
 
 nd, nn = mx.nd, mx.gluon.nn
@@ -43,40 +42,24 @@ def graph_and_shape(request):
     return trace(make_net()), shape
 
 
-def nodes_of(graph):
-    return json.loads(graph.tojson(remove_amp_cast=False))['nodes']
-
-
 def layouts(graph):
     return {node['attrs']['layout'] for node in nodes_of(graph) if node['op'] == 'Convolution'}
 
 
 def for_cpu(graph):
     """Return `graph` without dropout, its NHWC convolutions in NCHW between transposes."""
-    saved, nodes, place = json.loads(graph.tojson()), [], []
-
-    def add(op, name, attrs, inputs):
-        nodes.append({'op': op, 'name': name, 'attrs': attrs, 'inputs': inputs})
-        return [len(nodes) - 1, 0, 0]
-
-    for node in saved['nodes']:
-        op, name, attrs = node['op'], node['name'], node.get('attrs', {})
-        inputs = [[place[i], *rest] for i, *rest in node['inputs']]
+    def change(new, node):
+        op, name, inputs = node['op'], node['name'], node['inputs']
         if op == 'Dropout':
-            attrs = {**attrs, 'p': '0'}
-        nhwc = op == 'Convolution' and attrs['layout'] == 'NHWC'
-        if nhwc:
-            inputs[:2] = [add('transpose', f'{name}_in{i}', {'axes': '(0, 3, 1, 2)'}, [source])
-                          for i, source in enumerate(inputs[:2])]
-            attrs = {**attrs, 'layout': 'NCHW'}
-        result = add(op, name, attrs, inputs)
-        if nhwc:
-            result = add('transpose', f'{name}_out', {'axes': '(0, 2, 3, 1)'}, [result])
-        place.append(result[0])
-    return mx.sym.load_json(json.dumps({
-        **saved, 'nodes': nodes, 'heads': [[place[i], *rest] for i, *rest in saved['heads']],
-        'arg_nodes': [i for i, node in enumerate(nodes) if node['op'] == 'null'],
-        'node_row_ptr': list(range(len(nodes) + 1))}))
+            return new.copy(node, p=0)
+        if op != 'Convolution' or node['attrs']['layout'] != 'NHWC':
+            return None
+        turned = [new.add('transpose', f'{name}_in{i}', [source], axes=(0, 3, 1, 2))
+                  for i, source in enumerate(inputs[:2])]
+        result = new.copy({**node, 'inputs': turned + inputs[2:]}, layout='NCHW')
+        return new.add('transpose', f'{name}_out', [result], axes=(0, 2, 3, 1))
+
+    return rewrite(graph, change)
 
 
 def run(graph, shape, ctx):

@@ -1,9 +1,6 @@
-"""Nets as graphs: traced, compiled, checked."""
-from .arguments import check_choice, check_shape, check_type, refusal
-from .devices import PRECISIONS, check_ctx, mx
-from .hardware.cuda import has_tensor_cores
-from .kernels import for_cpu
-from .layout import channels_last
+"""Nets traced, and checked."""
+from ..arguments import check_shape, check_type, refusal
+from ..devices import check_ctx, mx
 
 gluon, nn = mx.gluon, mx.gluon.nn
 
@@ -59,52 +56,6 @@ def trace(net):
         return None
 
 
-def _is_on_gpu(net):
-    return any(ctx.device_type == 'gpu' for param in net.collect_params().values()
-               for ctx in param.list_ctx())
-
-
-def compiled(net, precision='float32', image_shape=None):
-    """Return a faster function that computes what `net` computes, on the same parameters.
-
-    The layers become one graph with fixed memory; in bfloat16 or float16, convolutions and dense
-    layers compute in that while parameters, gradients and the result stay float32. On GPUs with
-    tensor cores float16 also goes channels-last, see :mod:`d2l_ext.layout`. `net` itself is not
-    changed: called directly it still runs layer by layer in float32.
-
-    Parameters
-    ----------
-    net : mxnet.gluon.Block
-        Initialized; shapes may still be deferred. A block that has no graph, such as one with
-        hooks or with a `forward` of its own, is returned as it is and computes in float32.
-    precision : {'float32', 'bfloat16', 'float16'}
-        In which the layers compute.
-    image_shape : tuple of int, optional
-        Channels, height and width of all images, if they are known beforehand. On a CPU
-        convolutions are then rearranged, see :mod:`d2l_ext.kernels`, and other images no longer
-        fit.
-    """
-    check_choice('precision', precision, PRECISIONS[1:])
-    graph = trace(net)
-    if graph is None:
-        return net
-    data, params = mx.sym.var('data', dtype='float32'), net.collect_params()
-    plain = gluon.SymbolBlock(graph, data, params=params)
-    if image_shape is not None and not _is_on_gpu(net):
-        graph = for_cpu(graph, image_shape, precision)
-    if precision != 'float32':
-        from mxnet.contrib import amp
-        if precision == 'float16' and has_tensor_cores():
-            graph = channels_last(graph)
-        graph = amp.convert_symbol(graph, precision, data_names=['data'])
-        graph = mx.sym.amp_cast(graph, dtype='float32')
-    block = gluon.SymbolBlock(graph, data, params=params)
-    # Deferred shapes cannot be inferred backwards through what rearranges the weights.
-    block.infer_shape = plain.infer_shape
-    block.hybridize(static_alloc=True, static_shape=True)
-    return block
-
-
 def check_input(net, shape):
     """Make sure that `net` accepts images of `shape`, without computing anything.
 
@@ -139,29 +90,3 @@ def check_input(net, shape):
                 f'images have the shape {shape}. Use images of (batch, channels, height, '
                 f'width) that are large enough, or pass resize=. MXNet says: {reason}') from None
         reached = output
-
-
-def set_loss_scaling(trainer, wanted):
-    """Give `trainer` MXNet's loss scaler, which float16 needs, or take it away.
-
-    Gradients too small for float16 would become 0, so the loss is multiplied with a large number
-    and each step divides by it. A step whose gradients overflow is skipped and the number halved;
-    after 2,000 steps without it is doubled (Micikevicius et al., *Mixed Precision Training*, 2018).
-    """
-    has = hasattr(trainer, '_amp_loss_scaler')
-    if wanted and not has:  # as amp.init_trainer, which asks for amp.init's patch of the process
-        from mxnet.contrib.amp.loss_scaler import LossScaler
-        trainer._amp_loss_scaler = LossScaler()
-        trainer._amp_original_scale = trainer._scale
-    elif has and not wanted:
-        trainer._scale = trainer._amp_original_scale
-        del trainer._amp_loss_scaler
-
-
-def scale_losses(losses, trainer):
-    """Return the losses, multiplied for float16, from which gradients are computed."""
-    if not hasattr(trainer, '_amp_loss_scaler'):
-        return losses
-    from mxnet.contrib import amp
-    with amp.scale_loss(losses, trainer) as scaled:
-        return scaled

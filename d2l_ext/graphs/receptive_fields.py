@@ -1,7 +1,7 @@
-"""How far into the image the windows of a network reach."""
-from .arguments import refusal
-from .devices import mx
-from .graphs import check_net
+"""Receptive fields: how far into the image the windows of a network reach."""
+from ..arguments import refusal
+from ..devices import mx
+from .tracing import check_net
 
 nn = mx.gluon.nn
 _SEQUENCES = (nn.Sequential, nn.HybridSequential)

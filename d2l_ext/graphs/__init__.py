@@ -1,0 +1,8 @@
+"""Nets as graphs: traced, checked, rewritten for CPUs and GPUs, compiled."""
+from .compiling import compiled
+from .loss_scaling import scale_losses, set_loss_scaling
+from .receptive_fields import receptive_field
+from .tracing import check_initialized, check_input, check_net, check_trainer, trace
+
+__all__ = ['check_initialized', 'check_input', 'check_net', 'check_trainer', 'compiled',
+           'receptive_field', 'scale_losses', 'set_loss_scaling', 'trace']

@@ -1,0 +1,62 @@
+"""Nets compiled: their graphs rewritten for the device and given fixed memory."""
+from ..arguments import check_choice, check_shape, refusal
+from ..devices import PRECISIONS, mx
+from ..hardware.cuda import has_tensor_cores
+from .cpu import for_cpu
+from .gpu import channels_last
+from .tracing import trace
+
+gluon = mx.gluon
+
+
+def _is_on_gpu(net):
+    return any(ctx.device_type == 'gpu' for param in net.collect_params().values()
+               for ctx in param.list_ctx())
+
+
+def _check_image(shape):
+    allowed = '(channels, height, width) of an image, such as (1, 224, 224)'
+    if shape is not None and len(check_shape('image_shape', shape, allowed)) != 3:
+        raise refusal('image_shape', shape, allowed)
+
+
+def compiled(net, precision='float32', image_shape=None):
+    """Return a faster function that computes what `net` computes, on the same parameters.
+
+    The layers become one graph with fixed memory; in bfloat16 or float16, convolutions and dense
+    layers compute in that while parameters, gradients and the result stay float32. On GPUs with
+    tensor cores float16 also goes channels-last, see :mod:`d2l_ext.graphs.gpu`. `net` itself is not
+    changed: called directly it still runs layer by layer in float32.
+
+    Parameters
+    ----------
+    net : mxnet.gluon.Block
+        Initialized; shapes may still be deferred. A block that has no graph, such as one with
+        hooks or with a `forward` of its own, is returned as it is and computes in float32.
+    precision : {'float32', 'bfloat16', 'float16'}
+        In which the layers compute.
+    image_shape : tuple of int, optional
+        Channels, height and width of all images, if they are known beforehand. On a CPU
+        convolutions are then rearranged, see :mod:`d2l_ext.graphs.cpu`, and other images no longer
+        fit.
+    """
+    check_choice('precision', precision, PRECISIONS[1:])
+    _check_image(image_shape)
+    graph = trace(net)
+    if graph is None:
+        return net
+    data, params = mx.sym.var('data', dtype='float32'), net.collect_params()
+    plain = gluon.SymbolBlock(graph, data, params=params)
+    if image_shape is not None and not _is_on_gpu(net):
+        graph = for_cpu(graph, image_shape, precision)
+    if precision != 'float32':
+        from mxnet.contrib import amp
+        if precision == 'float16' and has_tensor_cores():
+            graph = channels_last(graph)
+        graph = amp.convert_symbol(graph, precision, data_names=['data'])
+        graph = mx.sym.amp_cast(graph, dtype='float32')
+    block = gluon.SymbolBlock(graph, data, params=params)
+    # Deferred shapes cannot be inferred backwards through what rearranges the weights.
+    block.infer_shape = plain.infer_shape
+    block.hybridize(static_alloc=True, static_shape=True)
+    return block
