@@ -23,9 +23,9 @@ README = (REPOSITORY / 'README.md').read_text(encoding='utf-8')
 SYSTEMS = ('bookworm', 'trixie', 'sid')  # Python 3.11, 3.13 and 3.14 in 2026
 VENV = 'python3 -m venv .venv && . .venv/bin/activate'
 HOME = 'home/reader'  # below the root folder
-# How this machine reaches the package index, the others must know, too.
+# How this machine reaches the package index holds there, too; and how threads wait, if it is busy.
 _PASSED = re.compile('PIP_(CERT|DEFAULT_TIMEOUT|INDEX_URL|PROXY)|SSL_CERT_FILE|REQUESTS_CA_BUNDLE'
-                     '|(https?|no)_proxy', re.IGNORECASE)
+                     '|(https?|no)_proxy|OMP_WAIT_POLICY', re.IGNORECASE)
 
 
 def missing():
@@ -60,7 +60,7 @@ def make_root(system, folder, bases=None):
                        check=True, stdout=subprocess.DEVNULL)
     if base != folder:
         subprocess.run(['cp', '-a', f'{base}/.', folder], check=True)
-    for name, value in passed().items():
+    for value in passed().values():
         if os.path.isfile(value):  # a certificate
             target = folder / value.lstrip('/')
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -73,7 +73,7 @@ def make_root(system, folder, bases=None):
 
 
 def passed():
-    """Return the variables, a dict, that say how to reach the package index from here."""
+    """Return the variables of this machine, a dict, that hold in the root folders, too."""
     return {name: value for name, value in os.environ.items() if _PASSED.fullmatch(name)}
 
 
@@ -111,9 +111,10 @@ def run(root, script, user=1000, **variables):
         'chroot', f'--userspec={user}:{user}', str(root), 'env', '-i',
         *(f'{name}={value}' for name, value in variables.items()),
         'bash', '-euo', 'pipefail', '-c', f'cd /{HOME}/d2l_ext\n{script}']))
-    with subprocess.Popen(['unshare', '--mount', '--pid', '--fork', 'bash', '-ec',
-                           '\n'.join(lines)], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                          stderr=subprocess.STDOUT, text=True) as process:
+    with subprocess.Popen(
+            ['unshare', '--mount', '--pid', '--fork', '--kill-child', 'bash', '-ec',
+             '\n'.join(lines)], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT, text=True) as process:
         text = ''
         for line in process.stdout:
             print(line, end='', flush=True)
