@@ -5,8 +5,13 @@ are looked up in ``d2l.mxnet``, which is imported only then.
 """
 import importlib
 import importlib.util
+import sys
 
-from .hardware import cuda, hook, threads  # noqa: F401  all before anybody imports mxnet
+if not (3, 10) <= sys.version_info[:2] <= (3, 14):
+    sys.exit('d2l_ext needs Python 3.10 to 3.14, and this is %d.%d: install one of those, and make '
+             'an environment with it, such as\n    python3.13 -m venv .venv' % sys.version_info[:2])
+
+from .hardware import cuda, hook, threads  # noqa: E402, F401  all before anybody imports mxnet
 
 try:
     cuda.prepare()

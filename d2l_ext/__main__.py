@@ -5,9 +5,15 @@ import signal
 import sys
 import time
 
-if __name__ == '__main__' and '--diagnose' in sys.argv:  # it works where MXNet does not
-    from .diagnose import diagnose
-    sys.exit(diagnose())
+if __name__ == '__main__':
+    from .diagnose import diagnose, import_problem  # they work where MXNet does not
+
+    if '--diagnose' in sys.argv:
+        sys.exit(diagnose())
+    try:
+        from . import devices  # noqa: F401  which imports it
+    except (ImportError, OSError) as error:
+        sys.exit(f'error: {import_problem(error)}')
 
 from .checkpoints import read_history
 from .commands import add_options, exit_status, load

@@ -10,9 +10,12 @@ import pathlib
 
 def quoted(value):
     """Return `value` as an error message shows it, in one line: of an array, its type and shape."""
-    if isinstance(getattr(value, 'shape', None), tuple) and value.shape:
+    shape = getattr(value, 'shape', None)
+    if isinstance(shape, tuple) and shape:
         dtype = getattr(value.dtype, 'name', None) or value.dtype.__name__
-        return f'an array of {dtype} of shape {value.shape}'
+        return f'an array of {dtype} of shape {shape}'
+    if shape == () and hasattr(value, 'item'):  # one number of NumPy 2 would tell its type
+        value = value.item()
     text = ' '.join(repr(value).split())
     return text if len(text) <= 100 else f'{text[:97]}...'
 

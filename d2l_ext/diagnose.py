@@ -12,13 +12,13 @@ import re
 import shlex
 import sys
 
-from .hardware import threads
+from .hardware import libraries, threads
 from .hardware.cuda import GPU_WHEEL, VERSION, Problem, check, device_wish, has_code_for
 
 _VARIABLES = ('CUDA_VISIBLE_DEVICES', 'D2L_EXT_DATA', 'D2L_EXT_DEVICE', 'LD_LIBRARY_PATH',
               'MXNET_HOME', 'MXNET_USE_FUSION', 'OMP_NUM_THREADS')
-_INSTALL = ('Install the requirements anew, with Python 3.8 to 3.11, in the folder that holds '
-            'requirements.txt:\n    python -m pip install -r requirements.txt')
+_INSTALL = ('Install the requirements anew, with Python 3.10 to 3.14, in the folder that holds '
+            'requirements.txt:\n    python -m pip install --no-deps -r requirements.txt')
 
 
 def _tidy(text):
@@ -65,17 +65,20 @@ def _print_gpus(facts):
         _row('GPU', 'none')
 
 
-def _import_problem(error, wheels):
+def import_problem(error):
     """Return the Problem behind a failed import of MXNet or of what it needs."""
-    what = f'MXNet cannot be imported: {type(error).__name__}: {error}'
-    numpy = _version('numpy')
-    if not wheels:
+    reason = libraries.problem(error)
+    if reason:
+        return Problem(*reason, fatal=True)
+    problems, facts = check()
+    for problem in problems:
+        if problem.fatal:
+            return problem
+    if not facts.wheels:
         return Problem('MXNet is not installed', _INSTALL, fatal=True)
-    if numpy and tuple(map(int, numpy.split('.')[:2])) >= (1, 24):
-        return Problem(f'{what}. MXNet 1.9.1 needs a NumPy before 1.24, not {numpy}',
-                       '    python -m pip install numpy==1.23.5', fatal=True)
+    what = f'MXNet cannot be imported: {type(error).__name__}: {error}'
     if getattr(error, 'name', None) == 'mxnet':  # pip knows the wheel, but its files are gone
-        pins = ' '.join(f'{name}=={VERSION}' for name in wheels)
+        pins = ' '.join(f'{name}=={VERSION}' for name in facts.wheels)
         return Problem(
             f'{what}. Its files are gone, as after removing one of two wheels',
             f'    python -m pip install --force-reinstall --no-deps {pins}', fatal=True)
@@ -173,7 +176,7 @@ def diagnose():
         try:
             devices, data, training = _import_d2l_ext()
         except Exception as error:  # a broken installation can raise anything
-            problems.append(_import_problem(error, facts.wheels))
+            problems.append(import_problem(error))
     if devices is None:
         _row('MXNet', 'cannot be imported: threads, bfloat16 and data are not checked')
     else:

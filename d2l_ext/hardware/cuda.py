@@ -281,8 +281,9 @@ def _two_wheels(wheels):
     return Problem(
         f'{" and ".join(wheels)} are both installed, and one has overwritten files of the other',
         f'Remove them:\n    python -m pip uninstall -y {names}\n'
-        f'then install one, for the CPU\n    python -m pip install {CPU_WHEEL}=={VERSION}\n'
-        f'or for a GPU\n    python -m pip install {GPU_WHEEL}=={VERSION}')
+        'then install one, for the CPU\n'
+        f'    python -m pip install --no-deps {CPU_WHEEL}=={VERSION}\nor for a GPU\n'
+        f'    python -m pip install --no-deps {GPU_WHEEL}=={VERSION}')
 
 
 def _import_problems(version, libraries):
@@ -429,9 +430,9 @@ def may_use_gpu(i, built_with_cuda):
         elif wish == 'gpu':  # with 'auto' a CPU wheel needs no comment
             fall_back(Problem(
                 'the installed MXNet computes on the CPU only',
-                'Install the GPU wheel in its place, in the folder that holds pyproject.toml:\n'
+                'Install the GPU wheel in its place, in the folder that holds requirements.txt:\n'
                 f'    python -m pip uninstall -y {CPU_WHEEL}\n'
-                "    python -m pip install -e '.[gpu]'"))
+                '    python -m pip install --no-deps -r .requirements/gpu.txt'))
         return False
     if GPU_WHEEL not in wheels:  # built by hand, say: only trying tells
         return True

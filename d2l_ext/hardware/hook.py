@@ -7,7 +7,7 @@ import sys
 
 
 class MXNetFinder:
-    """Stands before Python's own finders until somebody imports MXNet, then steps aside."""
+    """Stands before Python's own finders, and looks up when somebody imports MXNet."""
 
     def find_spec(self, name, path=None, target=None):
         if name != 'mxnet':
@@ -17,16 +17,20 @@ class MXNetFinder:
         import runpy
 
         sys.meta_path.remove(self)
-        package, spec = importlib.util.find_spec('d2l_ext'), importlib.util.find_spec('mxnet')
+        try:
+            package, spec = importlib.util.find_spec('d2l_ext'), importlib.util.find_spec('mxnet')
+        finally:
+            sys.meta_path.insert(0, self)  # after an import that fails there may be another
         if package is None or spec is None or spec.loader is None:
             return spec
         # By path: importing d2l_ext itself would also choose threads, for code that knows it not.
         folder = pathlib.Path(package.submodule_search_locations[0], 'hardware')
-        restored = runpy.run_path(str(folder / 'names.py'))['restored']
+        supplied, restored = (runpy.run_path(str(folder / f'{name}.py'))[function] for
+                              name, function in (('libraries', 'supplied'), ('names', 'restored')))
         execute = spec.loader.exec_module
 
         def exec_module(module):
-            with restored():
+            with supplied(), restored():
                 execute(module)
 
         spec.loader.exec_module = exec_module
