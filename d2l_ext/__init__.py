@@ -18,7 +18,7 @@ try:
 except ImportError as _error:  # said here, in case mxnet is imported next, and again by devices
     print(_error)
 
-from .server import serve_if_asked  # noqa: E402
+from .scale.server import serve_if_asked  # noqa: E402
 
 serve_if_asked()  # in the role of a server MXNet would become one when imported, unwatched
 
@@ -27,29 +27,39 @@ __version__ = '0.1.0'
 # Each name is imported when it is first used, so that importing d2l_ext itself takes no time and
 # works where MXNet does not.
 _MODULES = {
-    'checkpoints': ('load_params', 'save_params'),
-    'cifar10': ('load_data_cifar10',),
-    'data': ('get_fashion_mnist_labels', 'load_data', 'load_data_digits',
+    'batches': ('Batches',),
+    'data': ('FASHION_MNIST_CLASSES', 'get_fashion_mnist_labels', 'load_data', 'load_data_digits',
              'load_data_fashion_mnist'),
     'devices': ('try_gpu',),
     'evaluation': ('evaluate_accuracy', 'predict'),
-    'export': ('export_onnx',),
-    'graphs.receptive_fields': ('receptive_field',),
-    'lr_finder': ('RangeTest', 'range_test'),
-    'muon': ('Muon',),
-    'nets': ('at_corners', 'nin', 'nin_block'),
-    'plotting': ('confusion_report', 'plot_confusion', 'plot_histories', 'plot_speed',
-                 'show_images', 'show_samples'),
-    'records': ('checkpoint_path', 'final_values', 'load_record', 'load_weights', 'recorded',
-                'results_folder', 'validation_history'),
-    'search': ('make_trainer', 'trial_table', 'tune'),
-    'starts': ('scale_layers', 'start_as_identity'),
-    'training': ('train_ch5',),
-    'whitening': ('whitening_filters',),
+    'graphs': ('compiled', 'receptive_field'),
+    'nets': ('INITS', 'mlpconv', 'nin', 'nin_block'),
+    'storage.checkpoints': ('load_params', 'save_params'),
+    'storage.downloads': ('data_folders',),
+    'storage.onnx': ('export_onnx',),
+    'studies.cifar10': ('CIFAR10_CLASSES', 'CIFAR10_SHA1', 'load_data_cifar10'),
+    'studies.inception': ('Inception', 'Residual', 'googlenet', 'inception_v3_stage3',
+                          'inception_v3_stage4', 'inception_v3_stage5'),
+    'studies.lr_finder': ('RangeTest', 'range_test'),
+    'studies.muon': ('Muon',),
+    'studies.nets': ('Mirrored', 'Shifted', 'at_corners', 'nin_cifar10', 'nin_imagenet', 'nin_of',
+                     'nin_vgg'),
+    'studies.plotting': ('COLORS', 'confusion_report', 'plot_confusion', 'plot_curve',
+                         'plot_histories', 'plot_speed', 'show_images', 'show_samples'),
+    'studies.records': ('checkpoint_path', 'final_values', 'load_record', 'load_weights',
+                        'recorded', 'results_folder', 'validation_history'),
+    'studies.resources': ('summary',),
+    'studies.schedules': ('make_trainer',),
+    'studies.search': ('trial_table', 'tune'),
+    'studies.starts': ('scale_layers', 'start_as_identity'),
+    'studies.whitening': ('whitening_filters',),
+    'training': ('print_epoch', 'train_ch5'),
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
 
 __all__ = sorted(_HOME)
+# Modules that are known by their names alone, as d2l_ext.resources.
+_SHELVES = {'plotting': 'studies.plotting', 'resources': 'studies.resources'}
 
 
 def __getattr__(name):
@@ -57,8 +67,8 @@ def __getattr__(name):
         return getattr(importlib.import_module(f'.{_HOME[name]}', __name__), name)
     if name.startswith('_'):  # Python and IPython ask for such names
         raise AttributeError(name)
-    if importlib.util.find_spec(f'{__name__}.{name}'):
-        return importlib.import_module(f'.{name}', __name__)
+    if name in _SHELVES or importlib.util.find_spec(f'{__name__}.{name}'):
+        return importlib.import_module(f'.{_SHELVES.get(name, name)}', __name__)
     d2l = importlib.import_module('d2l.mxnet')
     if not hasattr(d2l, name):
         raise AttributeError(f'neither d2l_ext nor d2l.mxnet has {name!r}')

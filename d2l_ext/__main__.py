@@ -15,15 +15,15 @@ if __name__ == '__main__':
     except (ImportError, OSError) as error:
         sys.exit(f'error: {import_problem(error)}')
 
-from .checkpoints import read_history
-from .commands import add_options, exit_status, load
 from .devices import mx, processor, resolve_precision, try_gpu
 from .evaluation import checked_batches
 from .hardware.threads import num_threads
 from .nets import INITS, nin
-from .records import checkpoint_path
+from .scale.workers import KVSTORES, connect
+from .storage.checkpoints import read_history
+from .studies.commands import add_options, exit_status, load
+from .studies.records import checkpoint_path
 from .training import Run, Team, train_ch5
-from .workers import KVSTORES, connect
 
 # Epoch, loss, train acc, test acc as section 7.3 prints them, trained on one GPU.
 BOOK = ((2.2627, .154, .362), (1.6522, .381, .578), (1.8721, .296, .360),

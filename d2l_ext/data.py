@@ -8,7 +8,7 @@ import numpy as np
 
 from .arguments import check_flag, check_int, check_path, check_type
 from .batches import make_batches
-from .downloads import check_published, download, find_files
+from .storage.downloads import check_published, download, find_files
 
 FASHION_MNIST_CLASSES = ('t-shirt', 'trouser', 'pullover', 'dress', 'coat',
                          'sandal', 'shirt', 'sneaker', 'bag', 'ankle boot')

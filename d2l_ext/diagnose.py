@@ -126,7 +126,7 @@ def _try_training(devices, training, problems):
 
 def _find_data(data, problems):
     """Return what a row says of Fashion-MNIST: where it is, or where a download would put it."""
-    from .downloads import data_folders, is_published  # which import MXNet
+    from .storage.downloads import data_folders, is_published  # which import MXNet
 
     folders, hashes = data_folders('fashion-mnist'), data.fashion_mnist_hashes()
     for folder in folders:

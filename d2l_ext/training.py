@@ -10,7 +10,6 @@ import numpy as np
 
 from .arguments import check_flag, check_int, check_keys, check_path, check_type
 from .batches import common_shape, seed_epoch
-from .checkpoints import load_checkpoint, save_checkpoint
 from .devices import check_devices, mx, resolve_precision
 from .evaluation import (
     ADVICE,
@@ -33,6 +32,7 @@ from .graphs import (
 )
 from .hardware.threads import threads_note
 from .progress import progress_bar
+from .storage.checkpoints import load_checkpoint, save_checkpoint
 
 nd, gluon, autograd = mx.nd, mx.gluon, mx.autograd
 
@@ -87,7 +87,7 @@ def _team_of(trainer):
     asked['update_on_kvstore'] = False
     if not isinstance(kvstore, str) or 'dist' not in kvstore:
         return Team()
-    from .workers import connect
+    from .scale.workers import connect
     team = connect(kvstore)
     asked['kvstore'] = team.kv
     return team

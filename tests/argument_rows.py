@@ -5,9 +5,10 @@ import numpy as np
 from conftest import write_archives
 
 import d2l_ext
-from d2l_ext import checkpoints, cifar10, records
 from d2l_ext.batches import Batches
 from d2l_ext.devices import mx
+from d2l_ext.storage import checkpoints
+from d2l_ext.studies import cifar10, records
 
 nd, gluon, nn, CPU = mx.nd, mx.gluon, mx.gluon.nn, mx.cpu()
 

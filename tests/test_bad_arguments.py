@@ -1,15 +1,12 @@
 """Wrong arguments of every public function: the error names argument, value and what is allowed."""
 import functools
-import importlib
 import inspect
-import pkgutil
 import re
 
 import numpy as np
 import pytest
 from argument_rows import (
     AXES,
-    BARE,
     BATCHES,
     COMPUTED,
     CONFUSIONS,
@@ -18,7 +15,6 @@ from argument_rows import (
     FILES,
     GRID,
     IMAGE_SHAPES,
-    IMAGES,
     LISTS,
     LOADER,
     NAME,
@@ -37,7 +33,6 @@ from argument_rows import (
     archives,
     bare,
     batches,
-    checkpoint,
     cifar10_files,
     committed,
     data_rows,
@@ -61,163 +56,124 @@ from argument_rows import (
 from matplotlib import pyplot as plt
 
 import d2l_ext
-from d2l_ext import data, lr_finder, records, resources, training
+from d2l_ext import data
 from d2l_ext.devices import mx
+from d2l_ext.studies import lr_finder, records
 
 nd, gluon, nn = mx.nd, mx.gluon, mx.gluon.nn
 
 CASES = {
     # --- checkpoints ---
-    'checkpoints.save_params': Case(
+    'save_params': Case(
         lambda folder: {'net': dense(), 'path': folder / 'a.npz'},
         [*NETS, *path(), Row('net', bare(), 'net.initialize()', 'weight is not'),
          Row('net', deferred(), 'have seen a batch', 'weight has no values'),
          *unexpected('dtype', 'float32, float16', 'int8', None, np.float16)]),
-    'checkpoints.load_params': Case(
+    'load_params': Case(
         saved, [*NETS, *path(), *DEVICES, Row('net', nn.Dense(5), '(2, 3)', '(5, 0)', 'network')]),
-    'checkpoints.save_checkpoint': Case(
-        lambda folder: {**trained(), 'path': folder / 'a.npz', 'history': history(),
-                        'settings': {}},
-        [*PLACES, *LISTS, *TRAINERS, *path(),
-         *unexpected('history', 'a list of dictionaries', 3, None),
-         *unexpected('settings', 'a dictionary', 3, None)]),
-    'checkpoints.load_checkpoint': Case(
-        checkpoint, [*NETS, *TRAINERS, *DEVICES, NO_DEVICE, *LISTS, *path(),
-                     *unexpected('settings', 'a dictionary', 3, None),
-                     Row('settings', {'seed': 1}, 'seed=0', 'not 1', 'seed')]),
-    'checkpoints.read_history': Case(lambda folder: {'path': checkpoint(folder)['path']}, path()),
     # --- data ---
-    'cifar10.load_data_cifar10': Case(cifar10_files, LOADER + FILES),
-    'batches.Batches': Case(
+    'load_data_cifar10': Case(cifar10_files, LOADER + FILES),
+    'Batches': Case(
         lambda folder: {'images': np.zeros((4, 4, 4), np.uint8), 'labels': np.zeros(4, int),
                         'batch_size': 2, 'ctx': CPU, 'classes': 'ab'}, BATCHES, free=('name',)),
-    'batches.Batches.take': Case(lambda folder: {'self': images(), 'number': 2},
+    'Batches.take': Case(lambda folder: {'self': images(), 'number': 2},
                               whole('number', 1, 4)),
-    'batches.Batches.hold_out': Case(
+    'Batches.hold_out': Case(
         lambda folder: {'self': images(), 'number': 2},
         [*unexpected('number', 'whole number from', 1, 99, '2', 2.5, None), *SEEDS]),
-    'batches.channel_statistics': Case(
-        lambda folder: {'images': images().images},
-        [*unexpected('images', IMAGES, [[0]], np.zeros((4, 4, 4)), np.zeros((0, 4, 4), np.uint8)),
-         *number('max_value', 'above 0', 0, -1)]),
-    'batches.common_shape': Case(lambda folder: {'iterables': [images()]}, [],
-                                 free=('iterables',)),
-    'data.load_data_fashion_mnist': Case(archives, LOADER + FILES),
-    'data.load_data_digits': Case(lambda folder: {'batch_size': 4}, LOADER),
-    'data.load_data': Case(lambda folder: {'batch_size': 4}, LOADER),
-    'data.get_fashion_mnist_labels': Case(
+    'load_data_fashion_mnist': Case(archives, LOADER + FILES),
+    'data_folders': Case(lambda folder: {'folder_name': 'cifar10'}, [], free=('folder_name',)),
+    'load_data_digits': Case(lambda folder: {'batch_size': 4}, LOADER),
+    'load_data': Case(lambda folder: {'batch_size': 4}, LOADER),
+    'get_fashion_mnist_labels': Case(
         lambda folder: {'labels': [0, 9]},
         [*unexpected('labels', 'from 0 to 9', 3, None),
          *(Row('labels', [value], 'from 0 to 9', repr(value)) for value in (10, -1, 2.5, 'x'))]),
     # --- devices, files ---
-    'devices.try_gpu': Case(lambda folder: {}, whole('i', 0)),
-    'devices.check_ctx': Case(lambda folder: {'ctx': CPU}, [*DEVICES, NO_DEVICE]),
-    'devices.check_devices': Case(lambda folder: {'ctx': [CPU]}, [*DEVICES, NO_DEVICE, *LISTS]),
-    'devices.resolve_precision': Case(
-        lambda folder: {'precision': 'auto', 'ctx': CPU}, [*PRECISIONS, *DEVICES[:2], NO_DEVICE]),
-    'export.export_onnx': Case(
+    'try_gpu': Case(lambda folder: {}, whole('i', 0)),
+    'export_onnx': Case(
         lambda folder: {'net': dense(), 'path': folder / 'a.onnx', 'input_shape': (3,)},
         [*NETS, *path(), *SHAPES], needs='onnxruntime'),
-    'files.atomic_write': Case(lambda folder: {'path': folder / 'a'}, path()),
     # --- networks ---
-    'inception.Inception': Case(
+    'Inception': Case(
         lambda folder: {'c1': 1, 'c2': 2, 'c3': (1, 2), 'c4': 3},
         [*whole('c1', 1), *pair('c2', 1), *pair('c3', 1), *whole('c4', 1),
          *flag('batch_norm')]),
-    'inception.Residual': Case(lambda folder: {'block': nn.Flatten(), 'num_channels': 1},
+    'Residual': Case(lambda folder: {'block': nn.Flatten(), 'num_channels': 1},
                                [*whole('num_channels', 1),
                                 *unexpected('block', 'a HybridBlock', 3, None)]),
-    'inception.googlenet': Case(lambda folder: {},
+    'googlenet': Case(lambda folder: {},
                                 [*whole('num_classes', 1), *flag('batch_norm')]),
-    'inception.inception_v3_stage3': Case(lambda folder: {'num_pool_channels': 1},
+    'inception_v3_stage3': Case(lambda folder: {'num_pool_channels': 1},
                                           whole('num_pool_channels', 1)),
-    'inception.inception_v3_stage4': Case(lambda folder: {'num_channels': 1},
+    'inception_v3_stage4': Case(lambda folder: {'num_channels': 1},
                                           whole('num_channels', 1)),
-    'nets.nin_block': Case(
+    'nin_block': Case(
         lambda folder: {'num_channels': 8, 'kernel_size': 3, 'strides': (1, 2), 'padding': 1},
         [*whole('num_channels', 1), *pair('kernel_size', 1), *pair('strides', 1),
          *pair('padding', 0), *whole('num_one_by_one', 0)]),
-    'nets.nin': Case(lambda folder: {}, [*whole('num_classes', 1), *whole('num_one_by_one', 0)]),
-    'nets.mlpconv': Case(
+    'nin': Case(lambda folder: {}, [*whole('num_classes', 1), *whole('num_one_by_one', 0)]),
+    'mlpconv': Case(
         lambda folder: {'channels': (2, 3), 'kernel_size': 3, 'strides': 1, 'padding': 0},
         [*unexpected('channels', 'the widths of the layers', 8, None, (), 'ab'),
          Row('channels', (2, 0), 'of at least 1', '0'), *pair('kernel_size', 1),
          *pair('strides', 1), *pair('padding', 0), *flag('batch_norm')]),
-    'nets.nin_cifar10': Case(
+    'nin_cifar10': Case(
         lambda folder: {},
         [*whole('num_classes', 1), *flag('ceil_mode'), *flag('batch_norm'),
          *unexpected('second_pooling', 'average, maximum', 'mean', None, 2)]),
-    'nets.nin_imagenet': Case(lambda folder: {}, [*whole('num_classes', 1), *flag('ceil_mode')]),
-    'nets.nin_vgg': Case(
+    'nin_imagenet': Case(lambda folder: {}, [*whole('num_classes', 1), *flag('ceil_mode')]),
+    'nin_vgg': Case(
         lambda folder: {'num_layers': 11},
         [*unexpected('num_layers', 'one of 11, 16, 19', 13, 20),
          *unexpected('num_layers', 'whole number of at least 1', 0, True, '11', 11.5, None),
          *whole('num_classes', 1), *whole('width', 1), *whole('num_one_by_one', 0),
          *flag('batch_norm')]),
-    'nets.nin_of': Case(
+    'nin_of': Case(
         lambda folder: {'blocks': [((2, 3), 3, 1, 1, 2)]},
         [*unexpected('blocks', 'strides, padding and pool_size', 3, None, [], [3], [(1, 2)]),
          Row('blocks', [(8, 3, 1, 1, 2)], 'the widths of the layers', '8', 'channels'),
          Row('blocks', [((8,), 3, 1, 1, 0)], 'at least 1', '0', 'pool_size'),
          *whole('num_classes', 1), *whole('num_filters', 0)]),
-    'nets.Mirrored': Case(lambda folder: {'net': dense()},
+    'Mirrored': Case(lambda folder: {'net': dense()},
                           unexpected('net', 'a HybridBlock', 3, None, nn.Sequential())),
-    'nets.Shifted': Case(lambda folder: {'net': dense()},
+    'Shifted': Case(lambda folder: {'net': dense()},
                          unexpected('net', 'a HybridBlock', 3, None, nn.Sequential())),
-    'nets.at_corners': Case(
+    'at_corners': Case(
         lambda folder: {'net': d2l_ext.nin()},
         unexpected('net', 'a HybridSequential such as nin()', 3, None, nn.Conv2D, dense())),
-    'muon.orthogonalized': Case(
-        lambda folder: {'matrix': nd.ones((2, 3))},
-        [*unexpected('matrix', 'an NDArray of shape (rows, columns)', nd.ones(3), 3, None,
-                     np.ones((2, 3))), *whole('num_rounds', 1)]),
-    'muon.Muon': Case(
+    'Muon': Case(
         lambda folder: {},
         [*number('learning_rate', 'above 0', 0, -1),
          *unexpected('momentum', 'a number of at least 0 and below 1', -0.1, 1, float('nan'), '0',
                      None)],
         free=('kwargs',)),
-    'starts.start_as_identity': Case(lambda folder: {'net': dense()},
+    'start_as_identity': Case(lambda folder: {'net': dense()},
                                      unexpected('net', 'a Gluon block', 3, None, nn.Conv2D)),
-    'starts.scale_layers': Case(
+    'scale_layers': Case(
         lambda folder: {'net': dense(), 'X': nd.ones((2, 3))},
         [*unexpected('net', 'a Gluon block', 3, None, nn.Conv2D),
          *unexpected('X', 'an NDArray', 3, None, np.ones((2, 3))),
          *number('rms', 'above 0', 0, -1)]),
-    'whitening.whitening_filters': Case(
+    'whitening_filters': Case(
         lambda folder: {'images': np.zeros((2, 1, 3, 3))},
         [*unexpected('images', 'floats of shape (number, channels, height, width)',
                      np.zeros((2, 3, 3)), np.zeros((2, 1, 3, 3), int), np.zeros((1, 1, 3, 3)), 3,
                      None), *whole('window', 1, 3), *number('eps', 'above 0', 0, -1),
          *whole('num_filters', 2, 8, (True, '3', 2.5)),
          *unexpected('num_filters', 'an even number', 3)]),
-    'graphs.receptive_fields.receptive_field': Case(
+    'receptive_field': Case(
         lambda folder: {'net': nn.Conv2D(2, 3)},
         [*NETS, *unexpected('net', 'a chain of layers', nn.Conv2DTranspose(2, 3),
                             nn.Conv1D(2, 3), nn.Conv3D(2, 3),
                             mx.gluon.contrib.nn.HybridConcurrent())]),
-    'graphs.tracing.check_net': Case(lambda folder: {'net': dense()}, NETS),
-    'graphs.tracing.check_initialized': Case(
-        lambda folder: {'net': dense(), 'ctx': CPU}, [*PLACES, BARE]),
-    'graphs.tracing.check_trainer': Case(
-        lambda folder: {key: value for key, value in trained().items() if key != 'ctx'},
-        [*NETS, *TRAINERS,
-         Row('devices', [mx.cpu(1)], 'the devices that trainer updates', name='ctx')]),
-    'graphs.tracing.trace': Case(lambda folder: {'net': dense()}, NETS),
-    'graphs.tracing.check_input': Case(
-        lambda folder: {'net': dense(), 'shape': (4, 3)},
-        [*NETS, *unexpected('shape', 'that of a batch', 3, None, (), 'ab'),
-         Row('shape', (0, 3), 'of at least 1', '0'), Row('shape', (4, 5), '[2,3]', '(4, 5)')]),
     # --- what a net costs ---
-    'resources.summary': Case(
+    'summary': Case(
         lambda folder: {'net': dense(), 'input_shape': (3,)},
         [*NETS, *SHAPES, *whole('batch_size', 1),
          *unexpected('dtype', 'float32, float16, bfloat16, int8', 'float', None, np.float32)]),
-    'resources.Summary.training_memory': Case(
-        lambda folder: {'self': resources.summary(dense(), (3,))}, whole('optimizer_states', 0)),
     # --- figures ---
-    'plotting.check_axes': Case(lambda folder: {'axes': plt.figure().gca()}, AXES),
-    'plotting.plot_curve': Case(
+    'plot_curve': Case(
         lambda folder: {'axes': plt.figure().gca(), 'histories': [history()], 'key': 'loss',
                         'label': 'a', 'i': 0},
         [*AXES, Row('axes', None, AXES[0].allowed), *whole('i', 0),
@@ -225,48 +181,43 @@ CASES = {
                      [history(), history() * 2]),
          Row('histories', [[3]], 'the keys epoch, loss', '3'),
          Row('key', 'los', 'the keys epoch, los', "{'epoch'", 'histories')], free=('label',)),
-    'plotting.plot_histories': Case(
+    'plot_histories': Case(
         lambda folder: {'groups': {'a': [history()]}},
         [*unexpected('groups', '{label: list of histories}', 3, None, 'x'), *SIZES,
          Row('groups', {'a': history()}, 'a list of histories', "[{'epoch'"),
          Row('groups', {'a': []}, 'a list of histories', '[]'),
          Row('groups', [history()], 'the keys epoch, loss', "[{'epoch'"),
          Row('groups', [{}], 'the keys epoch, loss', '{}')]),
-    'plotting.show_images': Case(
+    'show_images': Case(
         lambda folder: {'images': SHOWN, 'num_rows': 1, 'num_cols': 2},
         [*unexpected('images', 'at least one image', 3, None, []), *GRID,
          Row('images', [np.zeros((2, 4, 4))], '(height, width)', '(2, 4, 4)'),
          Row('images', [np.zeros(4)], '(height, width)', '(4,)'),
          *unexpected('titles', 'at least 2 titles', ['a'], 3, ''),
          *number('scale', 'above 0', 0, -1)]),
-    'plotting.show_samples': Case(
+    'show_samples': Case(
         lambda folder: {'data_iter': images(classes='ab'), 'num_rows': 1, 'num_cols': 2},
         [*unexpected('data_iter', 'the names of their classes', 3, None, batches()), *GRID]),
-    'plotting.confusion_report': Case(lambda folder: {'matrix': [[1, 0], [0, 1]], 'classes': 'ab'},
+    'confusion_report': Case(lambda folder: {'matrix': [[1, 0], [0, 1]], 'classes': 'ab'},
                                       CONFUSIONS),
-    'plotting.plot_confusion': Case(
+    'plot_confusion': Case(
         lambda folder: {'matrix': [[1, 0], [0, 1]], 'classes': 'ab'},
         [*CONFUSIONS, *SIZES]),
-    'plotting.plot_speed': Case(
+    'plot_speed': Case(
         lambda folder: {'record': {'resize': 8, 'batch_size': 2, 'rows': {
             'a': {'images_per_second': 1., 'ratio': 1., 'turns': [{'threads': 1}]}}}},
         [*unexpected('record', 'the keys rows, resize, batch_size', 3, None, {}), *AXES,
          Row('record', {'resize': 8, 'batch_size': 2, 'rows': {'a': {}}}, 'images_per_second',
              '{}'), *(row for row in number('limit', 'above 0', 0) if row.value is not None)]),
     # --- records ---
-    'records.checkpoint_path': Case(
+    'checkpoint_path': Case(
         lambda folder: {'name': 'a', 'config': {}, 'seed': 0},
         [*unexpected('name', NAME, 3, None, '', 'a/b'), *SEEDS,
          *unexpected('config', 'what JSON can hold', {1, 2}, np.zeros(2)),
          *unexpected('variant', 'a string', 3, None)]),
-    'records.dataset_facts': Case(
-        lambda folder: {'name': 'Fashion-MNIST'},
-        [*(Row('name', value, "'Fashion-MNIST'", name='records') for value in ('digits', 3, None)),
-         *(row for row in pair('num_images', 1) if row.value is not None)]),
-    'records.environment': Case(lambda folder: {}, PRECISIONS),
-    'records.load_record': Case(
+    'load_record': Case(
         lambda folder: {'path': records.results_folder() / '07_03_nin_book.json'}, path()),
-    'records.recorded': Case(
+    'recorded': Case(
         lambda folder: run(),
         [*unexpected('name', NAME, 3, None, '', 'a/b'),
          *unexpected('function', 'function(config, seed, variant)', 3, None),
@@ -283,20 +234,20 @@ CASES = {
          Row('seeds', (0, -1), 'from 0 to', '-1', 'seed'),
          *unexpected('variants', 'at least one item', 3, None, (), 'ab'),
          Row('variants', ('a', 1), 'a string', '1', 'variant')]),
-    'records.load_weights': Case(
+    'load_weights': Case(
         committed, [*NETS, *unexpected('record', 'the keys name, runs', 3, None, {}),
                     Row('record', record(), 'no weights', 'the record a')]),
-    'records.validation_history': Case(
+    'validation_history': Case(
         lambda folder: {'history': history()},
         [*unexpected('history', 'the list that train_ch5 returns', 3, None, {}),
          Row('history', [{}], 'the keys test_acc', '{}'),
          Row('history', [3], 'the keys test_acc', '3')]),
-    'records.final_values': Case(
+    'final_values': Case(
         lambda folder: {'record': record()},
         [*unexpected('record', 'the keys runs', 3, None, {}),
          *unexpected('key', 'loss, train_acc, test_acc', 'val_acc', 3, None)]),
     # --- the search for settings ---
-    'search.make_trainer': Case(
+    'make_trainer': Case(
         lambda folder: {'net': dense(), 'settings': {'lr': .1}, 'num_updates': 5, 'ctx': CPU},
         [*whole('num_updates', 1),
          *unexpected('settings', 'the keys lr', 3, None, {}),
@@ -308,7 +259,7 @@ CASES = {
                                     ({'schedule': 1}, 'constant, cosine'))
            for name, value in setting.items()),
          *NETS, *DEVICES, NO_DEVICE]),
-    'search.tune': Case(
+    'tune': Case(
         lambda folder: {
             'study_name': 'a', 'train_iter': images(batch_size=4), 'num_val': 2, 'num_epochs': 1,
             'storage': folder / 'a.journal', 'num_trials': 1, 'timeout': 60.,
@@ -323,31 +274,27 @@ CASES = {
          *(row for row in number('timeout', 'above 0', 0, -1) if row.value is not None),
          *unexpected('make_net', 'a function', 3, None), *unexpected('suggest', 'a function', 3),
          *whole('seed', 0, 2**31, ('x', 1.5)), *PRECISIONS]),
-    'search.trial_table': Case(study, unexpected('study', 'a study that tune returned', 3, None)),
+    'trial_table': Case(study, unexpected('study', 'a study that tune returned', 3, None)),
     # --- training ---
-    'lr_finder.RangeTest.plot': Case(
+    'RangeTest.plot': Case(
         lambda folder: {'self': lr_finder.RangeTest([.1, 1.], [2., 1.], [2., 1.], None, '', 'end',
                                                     None)}, AXES),
-    'lr_finder.range_test': Case(
+    'range_test': Case(
         lambda folder: {**trained(), 'train_iter': batches(), 'num_steps': 10},
         [*PLACES, *TRAINERS, *data_rows('train_iter'), *number('lr_min', 'above 0', 0, -1),
          *number('lr_max', 'above 1e-05', 1e-5), *whole('num_steps', 10),
          *number('smoothing', 'above 0, at most 1', 0, 1.1), *number('divergence', 'above 1', 1),
          *PRECISIONS, *SEEDS, Row('train_iter', [], 'iterated again', 'no batch')]),
-    'evaluation.check_batches': Case(
-        lambda folder: {'name': 'train_iter', 'batches': []},
-        [Row('batches', value, 'pairs (X, y)', name='train_iter') for value in (3, None)],
-        free=('name',)),
-    'graphs.compiling.compiled': Case(
+    'compiled': Case(
         lambda folder: {'net': dense()},
         [*NETS, *COMPUTED, *IMAGE_SHAPES]),
-    'evaluation.predict': PREDICTION,
-    'evaluation.evaluate_accuracy': PREDICTION,
-    'training.print_epoch': Case(
+    'predict': PREDICTION,
+    'evaluate_accuracy': PREDICTION,
+    'print_epoch': Case(
         lambda folder: {'row': history()[0]},
         unexpected('row', 'the keys epoch, loss, train_acc, test_acc, seconds', 3, None, {},
                    history())),
-    'training.train_ch5': Case(training_run, [
+    'train_ch5': Case(training_run, [
         *PLACES, *LISTS, *TRAINERS, *data_rows('train_iter'), *data_rows('test_iter'),
         *PRECISIONS,
         *whole('batch_size', 1), Row('batch_size', 2, 'a batch of 4 images'),
@@ -359,56 +306,20 @@ CASES = {
         Row('test_iter', [], 'at least one', 'no batch')]),
 }
 
-# What only the package itself calls, with what it has checked or made before; and plain data.
-INTERNAL = {
-    'arguments': None,  # the checks: test_arguments.py
-    'cuda': None,  # what the driver says: test_cuda.py
-    'cifar10': ('find_cifar10',),
-    'commands': None,  # the command lines: test_main.py
-    # What the launcher sets up: test_distributed.py.
-    'distributed': None,
-    'server': None,
-    'workers': None,
-    'batches': ('make_batches', 'seed_epoch'),
-    'data': ('find_fashion_mnist', 'known_hash'),
-    'downloads': None,  # of files that are known: test_data.py, test_faults_download.py
-    # Graphs of nets that were checked: test_graphs_cpu.py, test_graphs_gpu.py.
-    'graphs.cpu': None,
-    'graphs.gpu': None,
-    'graphs.rewriting': None,
-    'evaluation': ('batch_sums', 'check_logits', 'check_params', 'check_sums', 'checked_batches',
-                   'classify', 'no_batch', 'split'),
-    'graphs': ('scale_losses', 'set_loss_scaling'),
-    'lr_finder': ('RangeTest',),
-    'progress': ('progress_bar',),
-    'resources': ('Row', 'Summary'),
-    'search': ('main', 'parse_args', 'run', 'suggest'),  # the command line: test_search.py
-    'training': ('Run', 'Team'),
-}
-
 
 def public_functions():
     """Yield the name of each public function, class and method of d2l_ext with its parameters."""
-    for module in pkgutil.walk_packages(d2l_ext.__path__, 'd2l_ext.'):
-        module_name = module.name.partition('.')[2]
-        internal = INTERNAL.get(module_name, ())
-        if module_name.startswith('_') or internal is None:
-            continue
-        home = importlib.import_module(module.name)
-        for name, item in vars(home).items():
-            if getattr(item, '__module__', None) != home.__name__ or not callable(item):
-                continue
-            found = {name: item} if name not in internal else {}
-            # Their methods MXNet calls, or train_ch5.
-            inner = (gluon.Block, mx.optimizer.Optimizer, training.Run, training.Team)
-            if inspect.isclass(item) and not issubclass(item, inner):
-                found.update({f'{name}.{method}': function for method, function
-                              in vars(item).items() if inspect.isfunction(function)})
-            for path_, function in found.items():
-                if not any(part.startswith('_') for part in path_.split('.')):
-                    names = set(inspect.signature(function).parameters) - {'self'}
-                    if names:
-                        yield f'{module_name}.{path_}', names
+    for name in d2l_ext.__all__:
+        item = getattr(d2l_ext, name)
+        found = {name: item} if callable(item) else {}  # or a table, a tuple of names
+        # Their methods MXNet calls.
+        if inspect.isclass(item) and not issubclass(item, (gluon.Block, mx.optimizer.Optimizer)):
+            found.update({f'{name}.{method}': function for method, function in vars(item).items()
+                          if inspect.isfunction(function) and not method.startswith('_')})
+        for place, function in found.items():
+            names = set(inspect.signature(function).parameters) - {'self'}
+            if names and item is not d2l_ext.RangeTest or '.' in place:
+                yield place, names
 
 
 def test_every_argument_of_every_public_function_is_in_the_table():
@@ -416,8 +327,6 @@ def test_every_argument_of_every_public_function_is_in_the_table():
     assert functions.keys() == CASES.keys()
     for name, arguments in functions.items():
         assert {row.argument for row in CASES[name].rows}.union(CASES[name].free) == arguments, name
-    homes = {f'{module}.{name}' for name, module in d2l_ext._HOME.items()}
-    assert homes - functions.keys() <= {'records.results_folder', 'lr_finder.RangeTest'}
 
 
 @pytest.fixture(autouse=True)
@@ -429,11 +338,7 @@ def offline(isolated, monkeypatch):
 
 
 def call(name, arguments):
-    function = functools.reduce(getattr, name.split('.'), d2l_ext)
-    result = function(**arguments)
-    if name == 'files.atomic_write':
-        with result:
-            pass
+    functools.reduce(getattr, name.split('.'), d2l_ext)(**arguments)
 
 
 @pytest.mark.parametrize('name', CASES)

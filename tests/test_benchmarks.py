@@ -14,7 +14,7 @@ from benchmarks import inference, limits, peers, pytorch, scaling, startup, trai
 import d2l_ext
 from d2l_ext.devices import mx
 from d2l_ext.graphs import compiled
-from d2l_ext.resources import summary
+from d2l_ext.studies.resources import summary
 from d2l_ext.training import train_ch5
 
 nn = mx.gluon.nn

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 import d2l_ext
-from d2l_ext import checkpoints
 from d2l_ext.devices import mx
+from d2l_ext.storage import checkpoints
 
 nd, gluon, nn, autograd = mx.nd, mx.gluon, mx.gluon.nn, mx.autograd
 CPU = mx.cpu()

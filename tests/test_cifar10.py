@@ -10,9 +10,10 @@ import pytest
 from conftest import content, copy
 
 import d2l_ext
-from d2l_ext import cifar10, downloads
 from d2l_ext.batches import channel_statistics
 from d2l_ext.devices import mx
+from d2l_ext.storage import downloads
+from d2l_ext.studies import cifar10
 
 CPU = mx.cpu()
 NAMES = tuple(cifar10.CIFAR10_SHA1)

@@ -13,9 +13,11 @@ import tqdm
 from conftest import content, copy, idx, mxnet_cache, write_archives
 
 import d2l_ext
-from d2l_ext import data, downloads, records
+from d2l_ext import data
 from d2l_ext.batches import channel_statistics
 from d2l_ext.devices import mx
+from d2l_ext.storage import downloads
+from d2l_ext.studies import records
 
 CPU = mx.cpu()
 TRAIN_IMAGES, TRAIN_LABELS, TEST_IMAGES, TEST_LABELS = data.FASHION_MNIST_MD5

@@ -15,11 +15,13 @@ import psutil
 import pytest
 
 import d2l_ext
-from d2l_ext import distributed, workers
 from d2l_ext.data import load_data_digits
 from d2l_ext.devices import mx
+from d2l_ext.scale import launch as distributed
+from d2l_ext.scale import workers
+from d2l_ext.scale.workers import Workers
+from d2l_ext.storage.checkpoints import read_history
 from d2l_ext.training import Run, Team
-from d2l_ext.workers import Workers
 
 nd, gluon, nn = mx.nd, mx.gluon, mx.gluon.nn
 CPU, LOOPBACK = mx.cpu(), '127.0.0.1'
@@ -138,7 +140,7 @@ def test_a_killed_worker_ends_the_job_and_resume_goes_on(tmp_path):
     finally:
         for process in job.values():
             process.kill()
-    num_epochs = len(d2l_ext.checkpoints.read_history(checkpoint)) + 1
+    num_epochs = len(d2l_ext.storage.checkpoints.read_history(checkpoint)) + 1
     done = launch(command(tmp_path, num_epochs, resume=True))
     assert done.returncode == 0, done.stderr
     assert f'going on after epoch {num_epochs - 1}, from {checkpoint}' in done.stdout
@@ -175,7 +177,7 @@ def test_the_command_line(tmp_path):
     assert done.returncode == 0, done.stderr
     assert 'workers    2' in done.stdout and done.stdout.count('epoch      loss') == 1
     rows = re.findall(r'^ +(\d)  ', done.stdout, re.M)
-    assert rows == ['1', '2'] and len(d2l_ext.checkpoints.read_history(tmp_path / 'run.npz')) == 2
+    assert rows == ['1', '2'] and len(read_history(tmp_path / 'run.npz')) == 2
     wrong = launch([*words, '--batch-size', '0'])
     assert wrong.returncode == 1 and 'batch_size' in wrong.stderr
 
@@ -202,7 +204,7 @@ SSH = '#!/bin/sh\nexec env -i PATH="$PATH" sh -c "$6"\n'
 JOINING = """
 import os
 import sys
-from d2l_ext.workers import connect
+from d2l_ext.scale.workers import connect
 workers = connect('dist_sync')
 assert workers.from_leader(2**32 - 1 + workers.rank) == 2**32 - 1
 total, = workers.sum([workers.rank + 1.5])
@@ -229,7 +231,7 @@ def test_ssh_passes_on_what_is_needed(tmp_path, monkeypatch):
 def test_workers_with_other_data_end_the_job(tmp_path):
     script = tmp_path / 'other.py'
     script.write_text("""
-from d2l_ext.workers import connect
+from d2l_ext.scale.workers import connect
 workers = connect('dist_sync')
 workers.check_alike([], batches=3 + workers.rank)
 workers.sum([0])  # would wait for ever

@@ -25,7 +25,7 @@ needs_onnx = pytest.mark.skipif(
 
 def networks():
     """Yield the places of all functions whose first argument is the number of classes."""
-    for path in sorted(pathlib.Path(d2l_ext.__file__).parent.glob('*.py')):
+    for path in sorted(pathlib.Path(d2l_ext.__file__).parent.rglob('*.py')):
         for node in ast.parse(path.read_text(encoding='utf-8')).body:
             if isinstance(node, ast.FunctionDef) and not node.name.startswith('_') \
                     and [arg.arg for arg in node.args.args[:1]] == ['num_classes']:

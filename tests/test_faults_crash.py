@@ -15,9 +15,9 @@ from conftest import full_disk
 
 import d2l_ext
 from d2l_ext import __main__ as command_line
-from d2l_ext import files
-from d2l_ext.checkpoints import read_history
 from d2l_ext.devices import mx
+from d2l_ext.storage import files
+from d2l_ext.storage.checkpoints import read_history
 
 nn, CPU = mx.gluon.nn, mx.cpu()
 TESTS = pathlib.Path(__file__).resolve().parent

@@ -19,7 +19,8 @@ import pytest
 from conftest import content, full_disk, mxnet_cache, write_archives
 
 import d2l_ext
-from d2l_ext import data, downloads
+from d2l_ext import data
+from d2l_ext.storage import downloads
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 FIRST = next(iter(data.FASHION_MNIST_MD5))  # that is fetched first

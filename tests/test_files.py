@@ -8,7 +8,7 @@ import time
 import pytest
 from conftest import full_disk
 
-from d2l_ext.files import atomic_write
+from d2l_ext.storage.files import atomic_write
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -111,7 +111,7 @@ def test_a_full_disk_keeps_the_old_content(tmp_path, faults):
 
 KILLED = """
 import itertools, os, random, signal, sys, time
-from d2l_ext.files import atomic_write
+from d2l_ext.storage.files import atomic_write
 
 path, number = sys.argv[1], int(sys.argv[2])
 random.seed(0)
@@ -158,8 +158,8 @@ def test_killed_at_random_moments(tmp_path, faults, number):
 def test_the_home_folder_may_be_written_as_in_a_shell(tmp_path, monkeypatch):
     from d2l_ext import load_params, nin_block, save_params
     from d2l_ext.devices import mx
-    from d2l_ext.downloads import data_folders
-    from d2l_ext.records import cache_folder
+    from d2l_ext.storage.downloads import data_folders
+    from d2l_ext.studies.records import cache_folder
 
     monkeypatch.setenv('HOME', str(tmp_path))
     monkeypatch.chdir(tmp_path)

@@ -16,8 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import d2l_ext
-from d2l_ext import cifar10, data
+from d2l_ext import data
 from d2l_ext.devices import mx
+from d2l_ext.studies import cifar10
 
 CPU = mx.cpu()
 

@@ -20,8 +20,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import d2l_ext
-from d2l_ext import checkpoints, cifar10, data, records
+from d2l_ext import data
 from d2l_ext.devices import mx
+from d2l_ext.storage import checkpoints
+from d2l_ext.studies import cifar10, records
 
 CPU = mx.cpu()
 
@@ -231,7 +233,7 @@ def test_no_pickle_is_ever_loaded(tmp_path, faults):
 
 
 def test_the_package_knows_no_pickle():
-    for path in pathlib.Path(d2l_ext.__file__).parent.glob('*.py'):
+    for path in pathlib.Path(d2l_ext.__file__).parent.rglob('*.py'):
         assert not re.search(r'^\s*(import|from) (pickle|dill|shelve|marshal)\b|joblib\.load|'
                              r'allow_pickle=True|\b(eval|exec)\(', path.read_text(), re.M), path
 

@@ -4,7 +4,7 @@ from test_resources_pytorch import torch_counts
 
 from d2l_ext.devices import mx
 from d2l_ext.graphs import compiled
-from d2l_ext.inception import (
+from d2l_ext.studies.inception import (
     Inception,
     Residual,
     googlenet,
@@ -12,7 +12,7 @@ from d2l_ext.inception import (
     inception_v3_stage4,
     inception_v3_stage5,
 )
-from d2l_ext.resources import summary
+from d2l_ext.studies.resources import summary
 
 nd, nn = mx.nd, mx.gluon.nn
 FIRST = 64, (96, 128), (16, 32), 32

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 import d2l_ext
-from d2l_ext import lr_finder, plotting
 from d2l_ext.batches import Batches
 from d2l_ext.devices import mx
-from d2l_ext.lr_finder import RangeTest, range_test
+from d2l_ext.studies import lr_finder, plotting
+from d2l_ext.studies.lr_finder import RangeTest, range_test
 
 nd, gluon, nn, init = mx.nd, mx.gluon, mx.gluon.nn, mx.init
 CPU = mx.cpu()

@@ -4,8 +4,9 @@ import re
 import pytest
 
 from d2l_ext import __main__ as command_line
-from d2l_ext import data, search
+from d2l_ext import data
 from d2l_ext.devices import mx
+from d2l_ext.studies import search
 
 SMALL = ['--dataset', 'digits', '--images', '60', '--resize', '67', '--epochs', '2']
 

@@ -4,7 +4,7 @@ import pytest
 
 from d2l_ext import Muon
 from d2l_ext.devices import mx
-from d2l_ext.muon import orthogonalized
+from d2l_ext.studies.muon import orthogonalized
 
 nd, gluon, nn = mx.nd, mx.gluon, mx.gluon.nn
 

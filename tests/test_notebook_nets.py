@@ -6,7 +6,7 @@ import nbformat
 import pytest
 
 from d2l_ext.devices import mx
-from d2l_ext.resources import summary
+from d2l_ext.studies.resources import summary
 
 nn = mx.gluon.nn
 CHAPTERS = pathlib.Path(__file__).parent.parent / 'chapters'

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 import d2l_ext
-from d2l_ext import records, training
+from d2l_ext import training
 from d2l_ext.devices import mx
+from d2l_ext.studies import records
 
 nd, gluon, nn, init = mx.nd, mx.gluon, mx.gluon.nn, mx.init
 CPU = mx.cpu()

@@ -4,9 +4,9 @@ import pytest
 from matplotlib import pyplot as plt
 
 import d2l_ext
-from d2l_ext import plotting
 from d2l_ext.batches import Batches
 from d2l_ext.devices import mx
+from d2l_ext.studies import plotting
 
 
 def history(level=0.0, epochs=3, keys=('train_acc', 'test_acc')):

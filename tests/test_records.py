@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 
 import d2l_ext
-from d2l_ext import data, records
+from d2l_ext import data
 from d2l_ext.devices import mx
+from d2l_ext.studies import records
 
 nn = mx.gluon.nn
 NAME = '07_03_nin_tiny'

@@ -6,7 +6,7 @@ import pytest
 
 from d2l_ext import graphs, nets
 from d2l_ext.devices import mx
-from d2l_ext.resources import summary
+from d2l_ext.studies.resources import summary
 
 nd, nn = mx.nd, mx.gluon.nn
 vision = mx.gluon.model_zoo.vision

@@ -3,7 +3,7 @@ from test_resources import sequence
 
 from d2l_ext import nets
 from d2l_ext.devices import mx
-from d2l_ext.resources import summary
+from d2l_ext.studies.resources import summary
 
 nn = mx.gluon.nn
 

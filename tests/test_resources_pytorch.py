@@ -3,7 +3,7 @@ import pytest
 
 from d2l_ext import nets
 from d2l_ext.devices import mx
-from d2l_ext.resources import summary
+from d2l_ext.studies.resources import summary
 
 vision = mx.gluon.model_zoo.vision
 

@@ -10,7 +10,7 @@ from test_resources_pytorch import torch_counts
 
 from d2l_ext.devices import mx
 from d2l_ext.nets import nin_block
-from d2l_ext.resources import summary
+from d2l_ext.studies.resources import summary
 
 nd, nn = mx.nd, mx.gluon.nn
 

@@ -11,7 +11,7 @@ from d2l_ext import progress, training
 from d2l_ext.batches import Batches
 from d2l_ext.devices import has_bfloat16, mx
 from d2l_ext.graphs import compiled
-from d2l_ext.workers import Workers
+from d2l_ext.scale.workers import Workers
 
 nd, gluon, nn, autograd, init = mx.nd, mx.gluon, mx.gluon.nn, mx.autograd, mx.init
 CPU = mx.cpu()

@@ -15,7 +15,7 @@ import os
 import shlex
 import sys
 
-from d2l_ext.records import results_folder
+from d2l_ext.studies.records import results_folder
 
 from . import inference, limits, scaling, startup, training
 from .turns import Failed

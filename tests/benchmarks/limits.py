@@ -72,7 +72,7 @@ def operations(net, input_shape, batch_size, precision):
     must be read or written once, as if nothing stayed in a cache. The net is a plain sequence.
     """
     from d2l_ext.graphs import trace
-    from d2l_ext.resources import DTYPE_BYTES, summary
+    from d2l_ext.studies.resources import DTYPE_BYTES, summary
 
     size = DTYPE_BYTES[precision]
     rows = summary(net, input_shape, batch_size, precision).rows
@@ -219,7 +219,7 @@ def convolution_rates(rows):
 def run(pairs, batch_size, resize, folder, command):
     from d2l_ext import nin
     from d2l_ext.devices import mx, resolve_precision
-    from d2l_ext.resources import summary
+    from d2l_ext.studies.resources import summary
 
     precision = resolve_precision('auto', mx.cpu())
     precisions = [*dict.fromkeys(('float32', precision))]

@@ -9,7 +9,7 @@ from matplotlib import pyplot as plt
 
 from d2l_ext import load_record, results_folder
 from d2l_ext.__main__ import BOOK
-from d2l_ext.plotting import plot_curve, plot_speed
+from d2l_ext.studies.plotting import plot_curve, plot_speed
 
 from . import limits, scaling
 

@@ -45,7 +45,7 @@ def cost(batch_size, resize, threads, cifar10=False, num_one_by_one=2):
     The latter is what `d2l_ext.resources` counts, in float32.
     """
     from d2l_ext.nets import nin, nin_cifar10
-    from d2l_ext.resources import summary
+    from d2l_ext.studies.resources import summary
 
     net = nin_cifar10() if cifar10 else nin(num_one_by_one=num_one_by_one)
     result = summary(net, (1, resize, resize), batch_size)
@@ -104,7 +104,7 @@ def draw(record):
     from matplotlib import pyplot as plt
     from matplotlib.ticker import MaxNLocator
 
-    from d2l_ext.plotting import COLORS
+    from d2l_ext.studies.plotting import COLORS
 
     names = list(dict.fromkeys(axis.partition(', ')[0] for axis in record['curves']))
     figure, axes = plt.subplots(2, len(names), figsize=(11, 4.5), sharex='col',

@@ -97,8 +97,8 @@ def write_record(folder, name, command, computed_in='auto', **content):
     # Not at the top: a process that times d2l by itself must not import d2l_ext.
     import datetime
 
-    from d2l_ext.files import atomic_write
-    from d2l_ext.records import environment as describe
+    from d2l_ext.storage.files import atomic_write
+    from d2l_ext.studies.records import environment as describe
 
     record = {'name': name, **content, 'environment': {**describe(computed_in), 'device': 'cpu(0)'},
               'date': datetime.datetime.now(datetime.timezone.utc).date().isoformat(),

@@ -10,7 +10,7 @@ import statistics
 import time
 
 from d2l_ext.devices import processor
-from d2l_ext.records import results_folder
+from d2l_ext.studies.records import results_folder
 
 from .turns import fresh, take_turns, write_record
 

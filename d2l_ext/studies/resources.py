@@ -23,9 +23,9 @@ import threading
 
 import pandas as pd
 
-from .arguments import check_choice, check_int, check_shape
-from .devices import mx
-from .graphs import check_net
+from ..arguments import check_choice, check_int, check_shape
+from ..devices import mx
+from ..graphs import check_net
 
 gluon = mx.gluon
 

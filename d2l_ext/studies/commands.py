@@ -1,8 +1,8 @@
 """What the two commands share, python -m d2l_ext and python -m d2l_ext.search."""
 import sys
 
-from . import data
-from .devices import PRECISIONS, mx
+from .. import data
+from ..devices import PRECISIONS, mx
 
 
 def add_options(parser):

@@ -1,7 +1,7 @@
 """Weights to begin with: better than random ones alone."""
-from .arguments import check_number, refusal
-from .devices import mx
-from .graphs import check_net
+from ..arguments import check_number, refusal
+from ..devices import mx
+from ..graphs import check_net
 
 nd, nn = mx.nd, mx.gluon.nn
 

@@ -4,12 +4,12 @@ from unittest import mock
 
 import numpy as np
 
-from .arguments import check_path
-from .devices import mx
+from ..arguments import check_path
+from ..devices import mx
+from ..graphs import trace
+from ..graphs.rewriting import rewrite
+from ..studies.resources import summary
 from .files import atomic_write
-from .graphs import trace
-from .graphs.rewriting import rewrite
-from .resources import summary
 
 _OPSET = 13  # the newest operators that MXNet 1.9.1's exporter writes
 _TOLERANCE = 1e-4

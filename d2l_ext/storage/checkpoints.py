@@ -7,10 +7,10 @@ import zipfile
 
 import numpy as np
 
-from .arguments import check_choice, check_path, check_type
-from .devices import check_ctx, check_devices, mx, try_gpu
+from ..arguments import check_choice, check_path, check_type
+from ..devices import check_ctx, check_devices, mx, try_gpu
+from ..graphs import check_initialized, check_net, check_trainer
 from .files import atomic_write
-from .graphs import check_initialized, check_net, check_trainer
 
 nd = mx.nd
 

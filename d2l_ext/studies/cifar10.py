@@ -5,10 +5,10 @@ import tarfile
 
 import numpy as np
 
-from .arguments import check_flag, check_int, check_path
-from .batches import make_batches
-from .downloads import cannot_keep, check_published, download, find_files, is_published
-from .files import atomic_write
+from ..arguments import check_flag, check_int, check_path
+from ..batches import make_batches
+from ..storage.downloads import cannot_keep, check_published, download, find_files, is_published
+from ..storage.files import atomic_write
 
 CIFAR10_CLASSES = ('airplane', 'automobile', 'bird', 'cat', 'deer', 'dog', 'frog', 'horse',
                    'ship', 'truck')

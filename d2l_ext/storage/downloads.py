@@ -3,10 +3,10 @@ import os
 
 import pooch
 
-from .arguments import check_path
-from .devices import mx
+from ..arguments import check_path
+from ..devices import mx
+from ..progress import progress_bar
 from .files import atomic_write
-from .progress import progress_bar
 
 # Seconds without a byte before the next mirror is tried. A slow one is waited for while it sends.
 DOWNLOAD_TIMEOUT = 15

@@ -10,15 +10,15 @@ import platform
 import numpy as np
 import pooch
 
-from . import data
-from .arguments import check_int, check_keys, check_pair, check_path, check_type, refusal
-from .checkpoints import load_params, save_params
+from .. import data
+from ..arguments import check_int, check_keys, check_pair, check_path, check_type, refusal
+from ..devices import mx, processor, resolve_precision, try_gpu
+from ..hardware.threads import num_threads
+from ..storage.checkpoints import load_params, save_params
+from ..storage.files import atomic_write
 from .cifar10 import CIFAR10_SHA1
-from .devices import mx, processor, resolve_precision, try_gpu
-from .files import atomic_write
-from .hardware.threads import num_threads
 
-_CHAPTERS = pathlib.Path(__file__).resolve().parent.parent / 'chapters'
+_CHAPTERS = pathlib.Path(__file__).resolve().parents[2] / 'chapters'
 _KEYS = {'name', 'config', 'dataset', 'seeds', 'variants', 'runs', 'environment', 'date', 'command'}
 _RUN_KEYS = {'variant', 'seed', 'history', 'environment', 'date'}
 

@@ -49,7 +49,7 @@ class Workers:
         image gets the first one of the batch nevertheless, and :meth:`counts` tells. Of ``Batches``
         only that slice is read.
         """
-        from .batches import Batches
+        from ..batches import Batches
         if isinstance(batches, Batches):
             number = len(batches.images)
             order = np.random.permutation(number) if batches.shuffle else np.arange(number)

@@ -5,7 +5,7 @@ import os
 import secrets
 import time
 
-from .arguments import check_path
+from ..arguments import check_path
 
 _LEFT_BEHIND = 3600  # seconds without a write after which nobody is writing to a temporary file
 

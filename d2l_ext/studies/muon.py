@@ -1,8 +1,8 @@
 """The optimizer Muon: momentum whose steps change all directions of a layer equally."""
 import numbers
 
-from .arguments import check_int, check_number, refusal
-from .devices import mx
+from ..arguments import check_int, check_number, refusal
+from ..devices import mx
 
 nd = mx.nd
 

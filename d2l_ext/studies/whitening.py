@@ -2,8 +2,8 @@
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
-from .arguments import check_int, check_number, refusal
-from .devices import mx
+from ..arguments import check_int, check_number, refusal
+from ..devices import mx
 
 
 def whitening_filters(images, window=2, eps=5e-4, num_filters=None):

@@ -5,8 +5,8 @@ Sources: GoogLeNet, Szegedy et al., *Going Deeper with Convolutions* (2014); v2,
 Computer Vision* (2015); residual connections, Szegedy et al., *Inception-v4, Inception-ResNet and
 the Impact of Residual Connections on Learning* (2016).
 """
-from .arguments import check_flag, check_int, check_pair, check_type
-from .devices import mx
+from ..arguments import check_flag, check_int, check_pair, check_type
+from ..devices import mx
 
 nn = mx.gluon.nn
 

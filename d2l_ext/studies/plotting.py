@@ -3,7 +3,7 @@ import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.ticker import MaxNLocator
 
-from .arguments import check_int, check_keys, check_number, check_type, refusal
+from ..arguments import check_int, check_keys, check_number, check_type, refusal
 
 # Okabe and Ito's colours, told apart with any kind of colour vision; line styles and markers
 # differ too, for black-and-white print.
