@@ -5,6 +5,7 @@ import gzip
 import hashlib
 import http.server
 import os
+import pathlib
 import signal
 import struct
 import sys
@@ -16,6 +17,8 @@ import numpy as np
 import pytest
 
 import d2l_ext  # noqa: F401  before any test imports mxnet, as readers should
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 matplotlib.use('Agg')
 # A shell lets what it starts in the background ignore Ctrl-C, and the processes that tests stop

@@ -8,17 +8,17 @@ import types
 
 import numpy as np
 import pytest
-from benchmarks import __main__ as command
-from benchmarks import inference, limits, peers, pytorch, scaling, startup, training, turns
 
 import d2l_ext
+from benchmarks import __main__ as command
+from benchmarks import inference, limits, peers, pytorch, scaling, startup, training, turns
 from d2l_ext.devices import mx
 from d2l_ext.graphs import compiled
 from d2l_ext.studies.resources import summary
 from d2l_ext.training import train_ch5
 
 nn = mx.gluon.nn
-TESTS = pathlib.Path(__file__).parent
+TESTS = pathlib.Path(__file__).parent.parent
 
 
 # --- processes, turns, ratios, records ---

@@ -13,7 +13,8 @@ from d2l_ext.evaluation import predict
 from d2l_ext.graphs import compiled, compiling, trace
 from d2l_ext.graphs.cpu import for_cpu
 from d2l_ext.graphs.rewriting import nodes_of
-from d2l_ext.nets import mlpconv, nin, nin_cifar10
+from d2l_ext.nets import mlpconv, nin
+from d2l_ext.studies.nets import nin_cifar10
 
 nd, nn = mx.nd, mx.gluon.nn
 

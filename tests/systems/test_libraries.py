@@ -2,15 +2,14 @@
 
 With the system's own loader, in fresh Python processes.
 """
-import pathlib
 import subprocess
 import sys
 
 import pytest
+from conftest import ROOT
 
 from d2l_ext.hardware import libraries
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
 APT = '    sudo apt-get install libgomp1 libquadmath0'
 DNF = '    sudo dnf install libgomp libquadmath'
 COMPUTE = """

@@ -2,7 +2,6 @@
 import contextlib
 import io
 import os
-import pathlib
 import re
 import signal
 import subprocess
@@ -11,7 +10,7 @@ import time
 
 import numpy as np
 import pytest
-from conftest import full_disk
+from conftest import ROOT, full_disk
 
 import d2l_ext
 from d2l_ext import __main__ as command_line
@@ -20,7 +19,6 @@ from d2l_ext.storage import files
 from d2l_ext.storage.checkpoints import read_history
 
 nn, CPU = mx.gluon.nn, mx.cpu()
-TESTS = pathlib.Path(__file__).resolve().parent
 
 
 def names(folder):
@@ -108,7 +106,7 @@ def run_until_killed(path, moment, number):
 
 CHILD = f'''
 import sys
-sys.path.insert(0, {str(TESTS)!r})
+sys.path[:0] = [{str(ROOT / 'tests')!r}, {str(ROOT / 'tests' / 'faults')!r}]
 from test_faults_crash import run_until_killed
 run_until_killed(sys.argv[1], sys.argv[2], float(sys.argv[3]))
 '''
@@ -122,7 +120,7 @@ def test_killed_at_random_moments(tmp_path, faults, number):
         moment = MOMENTS[i % len(MOMENTS)]
         which = random.randint(1, 25) if moment == 'batch' else random.rand()
         process = subprocess.Popen(
-            [sys.executable, '-c', CHILD, str(path), moment, str(which)], cwd=TESTS.parent,
+            [sys.executable, '-c', CHILD, str(path), moment, str(which)], cwd=ROOT,
             stdout=subprocess.DEVNULL)
         if moment == 'outside':
             time.sleep(4 * which)  # the first half of it passes before training begins
@@ -180,7 +178,7 @@ def test_stopped_on_the_command_line(tmp_path, faults, number):
     path = tmp_path / 'kept.npz'
     process = subprocess.Popen(
         [sys.executable, '-m', 'd2l_ext', '--dataset', 'digits', '--images', '60', '--resize',
-         '67', '--epochs', '1000', '--checkpoint', str(path)], cwd=TESTS.parent,
+         '67', '--epochs', '1000', '--checkpoint', str(path)], cwd=ROOT,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     lines = []
     for line in process.stdout:

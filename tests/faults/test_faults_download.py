@@ -16,13 +16,12 @@ import time
 
 import numpy as np
 import pytest
-from conftest import content, full_disk, mxnet_cache, write_archives
+from conftest import ROOT, content, full_disk, mxnet_cache, write_archives
 
 import d2l_ext
 from d2l_ext import data
 from d2l_ext.storage import downloads
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
 FIRST = next(iter(data.FASHION_MNIST_MD5))  # that is fetched first
 PORT_9 = 'http://127.0.0.1:9/'  # nobody listens there
 

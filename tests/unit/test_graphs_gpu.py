@@ -12,8 +12,9 @@ from d2l_ext.graphs import compiled, trace
 from d2l_ext.graphs.gpu import channels_last
 from d2l_ext.graphs.rewriting import nodes_of, rewrite
 from d2l_ext.hardware import cuda
-from d2l_ext.nets import nin, nin_cifar10, nin_imagenet
+from d2l_ext.nets import nin
 from d2l_ext.studies.inception import Residual, googlenet
+from d2l_ext.studies.nets import nin_cifar10, nin_imagenet
 
 nd, nn = mx.nd, mx.gluon.nn
 

@@ -1,21 +1,20 @@
 """What the networks cost that only notebooks define: against counts taken while they run."""
 import ast
-import pathlib
 
 import nbformat
 import pytest
+from conftest import ROOT
 
 from d2l_ext.devices import mx
 from d2l_ext.studies.resources import summary
 
 nn = mx.gluon.nn
-CHAPTERS = pathlib.Path(__file__).parent.parent / 'chapters'
 
 
 def made(notebook, definition, expression):
     """Return the value of an expression, after a notebook's imports and what one cell defines."""
-    cells = [cell for cell in nbformat.read(CHAPTERS / f'{notebook}.ipynb', as_version=4).cells
-             if cell.cell_type == 'code']
+    path = ROOT / 'chapters' / f'{notebook}.ipynb'
+    cells = [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == 'code']
     (cell,) = (cell for cell in cells if definition in cell.source)
     tree = ast.parse(cell.source)
     tree.body = [node for node in tree.body  # not what the cell goes on to compute and print

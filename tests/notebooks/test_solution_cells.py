@@ -1,12 +1,10 @@
 """Every solution cell runs alone, as a reader pastes it into an empty notebook."""
 import os
-import pathlib
 
 import nbformat
 import pytest
+from conftest import ROOT
 from nbclient import NotebookClient
-
-ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
 def solution_cells():

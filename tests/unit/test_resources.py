@@ -4,6 +4,7 @@ import concurrent.futures
 import numpy as np
 import pytest
 
+import d2l_ext
 from d2l_ext import graphs, nets
 from d2l_ext.devices import mx
 from d2l_ext.studies.resources import summary
@@ -183,10 +184,10 @@ def test_normalized_nin_cifar10():
               (192, 5 * 5 * 96, 16), (192, 192, 16), (192, 192, 16),
               (192, 3 * 3 * 192, 8), (192, 192, 8), (10, 192, 8)]
     weights, channels = sum(out * window for out, window, _ in layers), 1_418
-    net = nets.nin_cifar10(batch_norm=True)
+    net = d2l_ext.nin_cifar10(batch_norm=True)
     assert counts(net, (3, 32, 32)) == (
         weights + channels, channels, sum(out * window * size**2 for out, window, size in layers))
-    result, plain = (summary(each, (3, 32, 32)) for each in (net, nets.nin_cifar10()))
+    result, plain = (summary(each, (3, 32, 32)) for each in (net, d2l_ext.nin_cifar10()))
     assert (result.total_params, result.total_buffers) == (968_404, 2 * channels)
     assert (plain.total_params, plain.total_mult_adds) == (966_986, result.total_mult_adds)
 

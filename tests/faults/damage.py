@@ -3,7 +3,7 @@
 Each test draws files, the same ones in each run. Draw some thirty times as many, other ones each
 time, with::
 
-    HYPOTHESIS_PROFILE=long python -m pytest tests/test_fuzz_data.py tests/test_fuzz_files.py
+    HYPOTHESIS_PROFILE=long python -m pytest tests/faults/test_fuzz_*.py
 """
 import contextlib
 import json

@@ -5,11 +5,11 @@ import pytest
 from d2l_ext import nin, nin_block
 from d2l_ext.devices import mx
 from d2l_ext.graphs import check_input
-from d2l_ext.nets import (
+from d2l_ext.nets import mlpconv
+from d2l_ext.studies.nets import (
     Mirrored,
     Shifted,
     at_corners,
-    mlpconv,
     nin_cifar10,
     nin_imagenet,
     nin_of,

@@ -1,15 +1,13 @@
 """What is installed for a GPU: the pins are what the finder of the libraries expects."""
 import os
-import pathlib
 import re
 import subprocess
 import sys
 
 import pytest
+from conftest import ROOT
 
 from d2l_ext.hardware import cuda
-
-ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
 def extras():

@@ -1,17 +1,15 @@
 """What --diagnose prints, and its exit status, on machines made of fake files."""
 import hashlib
 import os
-import pathlib
 import subprocess
 import sys
 
 import pytest
+from conftest import ROOT
 from test_cuda import FATAL, OTHER, FakeDriver, both_wheels, good, machine  # noqa: F401
 
 from d2l_ext import data, devices, diagnose
 from d2l_ext.hardware import cuda, threads
-
-ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture

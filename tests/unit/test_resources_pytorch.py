@@ -1,6 +1,7 @@
 """Resources against an independent counter: PyTorch's own layers, counted while they run."""
 import pytest
 
+import d2l_ext
 from d2l_ext import nets
 from d2l_ext.devices import mx
 from d2l_ext.studies.resources import summary
@@ -133,13 +134,13 @@ BLOCKS = [([32, 32], 3, 1, 1, 2), ([96, 96], 3, 1, 1, 1), ([96, 96], 3, 1, 1, 2)
 @pytest.mark.filterwarnings('ignore:Lazy modules')
 @pytest.mark.parametrize('ours, theirs, channels', [
     *((lambda n=n: nets.nin(num_one_by_one=n), lambda n=n: torch_nin(n), 1) for n in range(4)),
-    *((lambda args=args: nets.nin_cifar10(10, *args),
+    *((lambda args=args: d2l_ext.nin_cifar10(10, *args),
        lambda args=args: torch_nin_cifar10(*args), 3) for args in CIFAR10),
-    *((lambda up=up: nets.nin_imagenet(ceil_mode=up), lambda up=up: torch_nin_imagenet(up), 3)
+    *((lambda up=up: d2l_ext.nin_imagenet(ceil_mode=up), lambda up=up: torch_nin_imagenet(up), 3)
       for up in (True, False)),
-    *((lambda args=args: nets.nin_vgg(args[0], 10, *args[1:]),
+    *((lambda args=args: d2l_ext.nin_vgg(args[0], 10, *args[1:]),
        lambda args=args: torch_nin_vgg(*args), 1) for args in VGG),
-    *((lambda n=n: nets.nin_of(BLOCKS, num_filters=n), lambda n=n: torch_nin_of(BLOCKS, n), 3)
+    *((lambda n=n: d2l_ext.nin_of(BLOCKS, num_filters=n), lambda n=n: torch_nin_of(BLOCKS, n), 3)
       for n in (0, 24)),
     (vision.alexnet, torch_alexnet, 3),
     (vision.vgg11, torch_vgg11, 3),

@@ -1,6 +1,5 @@
 """Everything that is installed is pinned, and nothing else is needed."""
 import ast
-import pathlib
 import re
 import subprocess
 import sys
@@ -8,6 +7,7 @@ from importlib import metadata
 
 import nbformat
 import pytest
+from conftest import ROOT
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
@@ -17,7 +17,6 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
 FILES = {name: (ROOT / name).read_text(encoding='utf-8')
          for name in ('requirements.txt', '.ci/requirements-hashes.txt')}
 PYPROJECT = tomllib.loads((ROOT / 'pyproject.toml').read_text(encoding='utf-8'))

@@ -10,13 +10,13 @@ import site
 
 import nbformat
 import pytest
+from conftest import ROOT
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 from nbval.plugin import find_metadata_tags
 
 from d2l_ext.data import FASHION_MNIST_MD5
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
 each_notebook = pytest.mark.parametrize('path', sorted((ROOT / 'chapters').glob('*.ipynb')),
                                         ids=lambda path: path.stem)
 

@@ -2,6 +2,7 @@
 import numpy as np
 import pytest
 
+import d2l_ext
 from d2l_ext import nets, receptive_field
 from d2l_ext.devices import mx
 
@@ -46,7 +47,7 @@ def test_the_networks_of_the_section_and_the_paper():
     # 32: 195.
     assert receptive_field(nets.nin()) == (195, 195)
     assert receptive_field(nets.nin(num_one_by_one=0)) == (195, 195)  # 1x1 adds nothing
-    assert receptive_field(nets.nin_cifar10()) == (27, 27)
+    assert receptive_field(d2l_ext.nin_cifar10()) == (27, 27)
 
 
 def test_what_follows_the_last_map_does_not_count():

@@ -1,14 +1,12 @@
 """Threads, on made-up machines and in fresh Python processes."""
 import os
-import pathlib
 import subprocess
 import sys
 
 import pytest
+from conftest import ROOT
 
 from d2l_ext.hardware import threads
-
-ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
 def python(code, omp_num_threads=None):

@@ -6,11 +6,9 @@ import sys
 import time
 
 import pytest
-from conftest import full_disk
+from conftest import ROOT, full_disk
 
 from d2l_ext.storage.files import atomic_write
-
-ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
 def names(folder):

@@ -1,10 +1,10 @@
 """The discussion's network in PyTorch, where PyTorch is installed."""
-import pathlib
 
 import nbformat
 import pytest
+from conftest import ROOT
 
-NOTEBOOK = pathlib.Path(__file__).parent.parent / 'chapters' / '07_03_discussion.ipynb'
+NOTEBOOK = ROOT / 'chapters' / '07_03_discussion.ipynb'
 
 
 def test_the_same_weights_give_the_same_logits_in_pytorch(capsys):
