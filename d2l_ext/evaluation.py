@@ -31,6 +31,8 @@ def checked_batches(net, ctx, name, batches):
     for batch in batches:
         if not isinstance(batch, (tuple, list)) or len(batch) != 2 or not all(map(np.ndim, batch)):
             raise refusal(f'each batch of {name}', batch, 'a pair (X, y) of arrays')
+        if not all(map(len, batch)):  # MXNet's arrays cannot be empty
+            raise ValueError(f'{name} yields a batch of 0 images; leave it out')
         X, y = (a.as_in_context(ctx) if isinstance(a, nd.NDArray) else nd.array(a, ctx=ctx)
                 for a in batch)
         if y.ndim != 1 or X.shape[0] != y.shape[0]:
@@ -77,8 +79,9 @@ def check_params(net, ctx, when, advice=ADVICE):
 
 def check_logits(logits):
     """Raise a ValueError unless `logits` have the shape (batch, classes)."""
-    if logits.ndim != 2:
-        raise ValueError(f'net must return logits of shape (batch, classes), not {logits.shape}')
+    if not isinstance(logits, nd.NDArray) or logits.ndim != 2:
+        found = getattr(logits, 'shape', f'a {type(logits).__name__}')
+        raise ValueError(f'net must return logits of shape (batch, classes), not {found}')
 
 
 def split(devices, X, y):

@@ -85,6 +85,8 @@ def _team_of(trainer):
     asked = trainer._kvstore_params
     kvstore = getattr(asked['kvstore'], 'type', asked['kvstore'])
     asked['update_on_kvstore'] = False
+    if isinstance(asked['kvstore'], mx.kv.KVStore):
+        asked['kvstore'] = kvstore  # its name: a store serves one trainer only
     if not isinstance(kvstore, str) or 'dist' not in kvstore:
         return Team()
     from .workers import connect
@@ -108,13 +110,13 @@ class Run:
         self.net, self.trainer, self.team = net, trainer, Team()
         self.devices = check_devices(ctx)
         check_trainer(trainer, net, self.devices)
-        _check_kvstore(trainer)
         self.precision = resolve_precision(precision, self.devices[0])
         self.forward = compiled(net, self.precision, common_shape(iterables))
         if self.forward is net:
             if precision in ('bfloat16', 'float16'):
-                raise ValueError(f"precision='{precision}' needs a net of hybrid blocks without "
-                                 "hooks; this one has no graph. Use precision='auto'")
+                raise ValueError(f"precision='{precision}' needs a net of hybrid blocks with one "
+                                 "output and without hooks; this one has no graph. Use "
+                                 "precision='auto'")
             self.precision = 'float32'
         set_loss_scaling(trainer, self.precision == 'float16')
         self.loss = gluon.loss.SoftmaxCrossEntropyLoss()
@@ -131,11 +133,11 @@ class Run:
             losses = scale_losses([l for *_, l in outputs], self.trainer)
         for l in losses:
             l.backward()
-        for ctx in self.devices[len(outputs):]:  # without an image, its part of the sum is 0
-            for param in self.trainer._params:
-                if param.grad_req != 'null':
-                    param.grad(ctx)[:] = 0
-                    param.data(ctx)._fresh_grad = True
+        for param in _with_values(self.trainer):
+            for data, grad in zip(param.list_data(), param.list_grad()):
+                if not data._fresh_grad:  # of a layer or on a device that had nothing to do
+                    grad[:] = 0
+                    data._fresh_grad = True
         self.trainer.step(total)  # gradients are summed over all devices and workers
         return outputs
 
@@ -173,10 +175,10 @@ class Run:
             return
         if any(param._deferred_init for param in self.net.collect_params().values()):
             seed_epoch(seed, 1)  # as in the first epoch on a single device
-            for X, _ in checked_batches(self.net, self.devices[0], 'train_iter', train_iter):
+            batches = checked_batches(self.net, self.devices[0], 'train_iter', train_iter)
+            for X, _ in itertools.islice(batches, 1):
                 self.forward(X[:1])
-                break
-        if not self.trainer._kv_initialized:
+        if not self.trainer._kv_initialized and _with_values(self.trainer):
             self.team.make_sendable(self.trainer._params)
             self.trainer._init_kvstore()
             self.trainer._init_params()
@@ -185,26 +187,20 @@ class Run:
         """Give all devices the mean of what each has seen, such as batch normalization's mean."""
         number = self.team.number * len(self.devices)
         params = [param for _, param in sorted(self.net._collect_params_with_prefix().items())
-                  if not param._differentiable]
-        if not params or number == 1:
-            return
-        sums = [sum(param.data(ctx).asnumpy().astype('float64') for ctx in self.devices)
-                for param in params]
-        sums = self.team.sum(np.concatenate([values.reshape(-1) for values in sums]))
-        ends = np.cumsum([np.prod(param.shape) for param in params])
-        for param, values in zip(params, np.split(sums, ends[:-1])):
-            param.set_data(nd.array(values.reshape(param.shape) / number))
+                  if not param._differentiable and param._data]
+        for param in params if number > 1 else ():
+            here = sum(array.asnumpy().astype('float64') for array in param.list_data())
+            param.set_data(nd.array(self.team.sum(here) / number))
 
 
-def _check_kvstore(trainer):
-    """Raise a ValueError unless each device can update its own copy of the parameters."""
-    asked = trainer._kvstore_params
-    if len(trainer._contexts or ()) > 1 and asked['kvstore'] is None:
-        raise ValueError("kvstore=None sums up no gradients; make the trainer with kvstore='device'"
-                         ' for several devices')
-    if asked['update_on_kvstore'] or trainer._update_on_kvstore:
-        raise ValueError('the trainer updates parameters in its kvstore, where no checkpoint '
-                         'reaches the states; make a new one with update_on_kvstore=False')
+def _with_values(trainer):
+    """Return the parameters that train, or raise a ValueError if a batch has not reached one."""
+    params = [param for param in trainer._params if param.grad_req != 'null']
+    for param in params:
+        if param._deferred_init:
+            raise ValueError(f'{param.name} has no values after a batch: net never uses its layer. '
+                             'Leave that out, or tell it its input, as with in_units=')
+    return params
 
 
 class _Watch:
@@ -255,7 +251,7 @@ class _Watch:
         """Return whether all gradients of the last batch are 0; logits alone may start at 0."""
         check_params(self.net, self.ctx, f'in epoch {self.epoch}')
         return not any(param.grad(self.ctx).abs().max().asscalar()
-                       for param in self.net.collect_params().values() if param.grad_req != 'null')
+                       for param in self.net.collect_params().values() if param._grad)
 
 
 def print_epoch(row):
