@@ -9,7 +9,7 @@ import time
 import numpy as np
 
 from .arguments import check_flag, check_int, check_keys, check_path, check_type
-from .batches import common_shape, seed_epoch
+from .batches import Batches, common_shape, seed_epoch
 from .checkpoints import load_checkpoint, save_checkpoint
 from .devices import check_devices, mx, resolve_precision
 from .evaluation import (
@@ -291,6 +291,15 @@ def _begin(run, checkpoint, seed, settings, say):
     return history, int(run.team.from_leader(seed))
 
 
+def _num_images(train_iter, batch_size):
+    """Return the number of images in a pass, or the most that can be, or None if nothing tells."""
+    sampler = getattr(train_iter, '_batch_sampler', None)  # of Gluon's DataLoader
+    if isinstance(sampler, gluon.data.BatchSampler) and sampler._last_batch == 'keep':
+        return len(sampler._sampler)
+    most = len(train_iter) * batch_size if hasattr(train_iter, '__len__') else None
+    return len(train_iter.images) if isinstance(train_iter, Batches) else most
+
+
 def _keep(run, checkpoint, history, settings):
     """Write the checkpoint; a file that is there before the first epoch gets another name."""
     if len(history) == 1 and checkpoint.exists():  # of a run that nobody asked to resume
@@ -377,7 +386,7 @@ def train_ch5(net, train_iter, test_iter, batch_size, trainer, ctx, num_epochs, 
     settings['seed'] = seed
     run.start_alike(train_iter, seed)
     watch, kept = _Watch(net, run.devices[0], say), bool(history)
-    num_images = len(train_iter) * batch_size if hasattr(train_iter, '__len__') else None
+    num_images = _num_images(train_iter, batch_size)
     try:
         for epoch in range(len(history) + 1, num_epochs + 1):
             start = time.time()

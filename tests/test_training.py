@@ -434,3 +434,16 @@ def test_the_bar_is_silent_where_there_is_no_terminal(capfd, monkeypatch):
     monkeypatch.setattr(progress, 'DELAY', 0)  # or the run would end before any bar appears
     train(num_epochs=1)
     assert capfd.readouterr().err == ''
+
+
+def loader(last_batch):
+    data = gluon.data.ArrayDataset(np.zeros((70, 1, 10, 10), 'float32'), np.arange(70) % 10)
+    return gluon.data.DataLoader(data, 32, last_batch=last_batch)
+
+
+@pytest.mark.parametrize('batches, number', [
+    (make_batches(70), 70), (loader('keep'), 70), (loader('discard'), 64),
+    (list(make_batches(70)), 96), (iter(()), None)],
+    ids=['Batches', 'keep', 'discard', 'list', 'iterator'])
+def test_the_bar_knows_how_many_images_there_are(batches, number):
+    assert training._num_images(batches, 32) == number
