@@ -2,7 +2,6 @@
 import collections.abc
 import contextlib
 import itertools
-import math
 import os
 import time
 
@@ -13,44 +12,22 @@ from .batches import Batches, common_shape, seed_epoch
 from .checkpoints import load_checkpoint, save_checkpoint
 from .devices import check_devices, mx, resolve_precision
 from .evaluation import (
-    ADVICE,
-    batch_sums,
+    Watch,
     check_batches,
     check_logits,
     check_params,
-    check_sums,
     checked_batches,
     classify,
     no_batch,
     split,
 )
-from .graphs import (
-    check_initialized,
-    check_trainer,
-    compiled,
-    scale_losses,
-    set_loss_scaling,
-)
+from .graphs import check_initialized, check_trainer, compiled, scale_losses, set_loss_scaling
 from .progress import progress_bar
 from .threads import threads_note
 
 nd, gluon, autograd = mx.nd, mx.gluon, mx.autograd
 
-# How many batches pass between two looks at the running sums. A look waits for the device, so it
-# must be rare; it is also how long a collapsed run goes on before anybody says so.
-_LOOK_EVERY = 50
-# So many batches in a row with no logit other than 0 are no accident.
-DEAD_AFTER = 5
-
 _ROW_KEYS = ('epoch', 'loss', 'train_acc', 'test_acc', 'seconds')
-
-DEAD_START = """\
-dead start: every logit of the last {batches} batches is exactly 0, so the loss is \
-ln {classes} = {loss:.6f} and every gradient is 0. All outputs of the last ReLU went negative at \
-once, and plain SGD cannot bring them back: the rest of this run will stay as it is. Cures: \
-another seed, net.initialize(init.MSRAPrelu(slope=0)), a smaller learning rate, or no ReLU before \
-the last pooling."""
-
 
 class Team:
     """Who trains: this process alone. :class:`d2l_ext.workers.Workers` are several."""
@@ -155,8 +132,7 @@ class Run:
             bar.update(total)
         if not num_images:
             raise no_batch('train_iter')
-        # A single batch of zeros may come from weights that start at zero, and pass.
-        loss, right = watch.look(enough=max(2, min(DEAD_AFTER, watch.batches)))
+        loss, right = watch.end()
         self._average_statistics()
         check_params(self.net, self.devices[0], f'after epoch {watch.epoch}')
         return (self.team.sum([loss, right]) / num_images).tolist()
@@ -201,57 +177,6 @@ def _with_values(trainer):
             raise ValueError(f'{param.name} has no values after a batch: net never uses its layer. '
                              'Leave that out, or tell it its input, as with in_units=')
     return params
-
-
-class _Watch:
-    """Adds up what the batches of an epoch give, and looks now and then whether it makes sense."""
-
-    def __init__(self, net, ctx, say):
-        self.net, self.ctx, self.say = net, ctx, say
-        self.zero_run = nd.zeros(1, ctx=ctx)  # batches since a logit was other than 0
-        self.explained, self.num_classes = False, None  # a worker may never get an image
-
-    def start(self, epoch):
-        """Begin an epoch."""
-        self.epoch, self.batches = epoch, 0
-        self.loss = nd.zeros(1, ctx=self.ctx, dtype='float64')
-        self.sums = nd.zeros(3, ctx=self.ctx, dtype='float64')
-
-    def add(self, outputs):
-        """Take in what a step returns; only now and then wait for it."""
-        if not outputs:
-            return
-        previous, zero_run = self.loss, self.zero_run + 1
-        for X, y, logits, l in outputs:
-            self.loss = self.loss + l.sum().astype('float64').as_in_context(self.ctx)
-            self.sums = self.sums + batch_sums(X, y, logits).as_in_context(self.ctx)
-            zero_run = zero_run * (logits.abs().max() == 0).as_in_context(self.ctx)
-        self.zero_run = zero_run
-        self.num_classes = logits.shape[1]
-        self.batches += 1
-        # One batch computes while the next is prepared; more would only fill the memory.
-        previous.wait_to_read()
-        if self.batches % _LOOK_EVERY == 0:
-            self.look(enough=DEAD_AFTER)
-
-    def look(self, enough):
-        """Return loss and right answers so far; raise on broken numbers, tell of a dead start."""
-        right, outside, broken = (float(s) for s in self.sums.asnumpy())
-        check_sums(outside, broken, self.num_classes)
-        loss, zero_run = self.loss.asscalar(), int(self.zero_run.asscalar())
-        if not math.isfinite(loss):
-            raise FloatingPointError(f'the loss became {loss} in epoch {self.epoch}. {ADVICE}')
-        if zero_run >= enough and not self.explained and self._stuck():
-            self.explained = True
-            self.say(DEAD_START.format(batches=zero_run, classes=self.num_classes,
-                                       loss=math.log(self.num_classes)), flush=True)
-        return loss, right
-
-    def _stuck(self):
-        """Return whether all gradients of the last batch are 0; logits alone may start at 0."""
-        check_params(self.net, self.ctx, f'in epoch {self.epoch}')
-        return not any(param.grad(self.ctx).abs().max().asscalar()
-                       for param in self.net.collect_params().values() if param._grad)
 
 
 def print_epoch(row):
@@ -385,7 +310,7 @@ def train_ch5(net, train_iter, test_iter, batch_size, trainer, ctx, num_epochs, 
     history, seed = _begin(run, checkpoint if resume else None, seed, settings, say)
     settings['seed'] = seed
     run.start_alike(train_iter, seed)
-    watch, kept = _Watch(net, run.devices[0], say), bool(history)
+    watch, kept = Watch(net, run.devices[0], say), bool(history)
     num_images = _num_images(train_iter, batch_size)
     try:
         for epoch in range(len(history) + 1, num_epochs + 1):

@@ -62,7 +62,7 @@ from argument_rows import (
 from matplotlib import pyplot as plt
 
 import d2l_ext
-from d2l_ext import data, lr_finder, records, resources, training
+from d2l_ext import data, evaluation, lr_finder, records, resources, training
 from d2l_ext.devices import mx
 
 nd, gluon, nn = mx.nd, mx.gluon, mx.gluon.nn
@@ -379,8 +379,8 @@ INTERNAL = {
     'batches': ('make_batches', 'seed_epoch'),
     'data': ('find_fashion_mnist', 'known_hash'),
     'downloads': None,  # of files that are known: test_data.py, test_faults_download.py
-    'evaluation': ('batch_sums', 'check_logits', 'check_params', 'check_sums', 'checked_batches',
-                   'classify', 'no_batch', 'split'),
+    'evaluation': ('Watch', 'batch_sums', 'check_logits', 'check_params', 'check_sums',
+                   'checked_batches', 'classify', 'no_batch', 'split'),
     'graphs': ('scale_losses', 'set_loss_scaling'),
     'lr_finder': ('RangeTest',),
     'progress': ('progress_bar',),
@@ -402,7 +402,8 @@ def public_functions():
                 continue
             found = {name: item} if name not in internal else {}
             # Their methods MXNet calls, or train_ch5.
-            inner = (gluon.Block, mx.optimizer.Optimizer, training.Run, training.Team)
+            inner = (gluon.Block, mx.optimizer.Optimizer, training.Run, training.Team,
+                     evaluation.Watch)
             if inspect.isclass(item) and not issubclass(item, inner):
                 found.update({f'{name}.{method}': function for method, function
                               in vars(item).items() if inspect.isfunction(function)})
