@@ -2,58 +2,36 @@
 import collections.abc
 import contextlib
 import itertools
-import math
 import os
 import time
 
 import numpy as np
 
 from .arguments import check_flag, check_int, check_keys, check_path, check_type
-from .batches import common_shape, seed_epoch
+from .batches import Batches, common_shape, seed_epoch
 from .devices import check_devices, mx, resolve_precision
 from .evaluation import (
-    ADVICE,
-    batch_sums,
+    Watch,
     check_batches,
     check_logits,
     check_params,
-    check_sums,
     checked_batches,
     classify,
     no_batch,
     split,
 )
-from .graphs import (
-    check_initialized,
-    check_trainer,
-    compiled,
-    scale_losses,
-    set_loss_scaling,
-)
+from .graphs import check_initialized, check_trainer, compiled, scale_losses, set_loss_scaling
 from .hardware.threads import threads_note
 from .progress import progress_bar
 from .storage.checkpoints import load_checkpoint, save_checkpoint
 
 nd, gluon, autograd = mx.nd, mx.gluon, mx.autograd
 
-# How many batches pass between two looks at the running sums. A look waits for the device, so it
-# must be rare; it is also how long a collapsed run goes on before anybody says so.
-_LOOK_EVERY = 50
-# So many batches in a row with no logit other than 0 are no accident.
-DEAD_AFTER = 5
-
 _ROW_KEYS = ('epoch', 'loss', 'train_acc', 'test_acc', 'seconds')
-
-DEAD_START = """\
-dead start: every logit of the last {batches} batches is exactly 0, so the loss is \
-ln {classes} = {loss:.6f} and every gradient is 0. All outputs of the last ReLU went negative at \
-once, and plain SGD cannot bring them back: the rest of this run will stay as it is. Cures: \
-another seed, net.initialize(init.MSRAPrelu(slope=0)), a smaller learning rate, or no ReLU before \
-the last pooling."""
 
 
 class Team:
-    """Who trains: this process alone. :class:`d2l_ext.workers.Workers` are several."""
+    """Who trains: this process alone. :class:`d2l_ext.scale.workers.Workers` are several."""
 
     rank, number = 0, 1
 
@@ -85,6 +63,8 @@ def _team_of(trainer):
     asked = trainer._kvstore_params
     kvstore = getattr(asked['kvstore'], 'type', asked['kvstore'])
     asked['update_on_kvstore'] = False
+    if isinstance(asked['kvstore'], mx.kv.KVStore):
+        asked['kvstore'] = kvstore  # its name: a store serves one trainer only
     if not isinstance(kvstore, str) or 'dist' not in kvstore:
         return Team()
     from .scale.workers import connect
@@ -108,13 +88,13 @@ class Run:
         self.net, self.trainer, self.team = net, trainer, Team()
         self.devices = check_devices(ctx)
         check_trainer(trainer, net, self.devices)
-        _check_kvstore(trainer)
         self.precision = resolve_precision(precision, self.devices[0])
         self.forward = compiled(net, self.precision, common_shape(iterables))
         if self.forward is net:
             if precision in ('bfloat16', 'float16'):
-                raise ValueError(f"precision='{precision}' needs a net of hybrid blocks without "
-                                 "hooks; this one has no graph. Use precision='auto'")
+                raise ValueError(f"precision='{precision}' needs a net of hybrid blocks with one "
+                                 "output and without hooks; this one has no graph. Use "
+                                 "precision='auto'")
             self.precision = 'float32'
         set_loss_scaling(trainer, self.precision == 'float16')
         self.loss = gluon.loss.SoftmaxCrossEntropyLoss()
@@ -131,11 +111,11 @@ class Run:
             losses = scale_losses([l for *_, l in outputs], self.trainer)
         for l in losses:
             l.backward()
-        for ctx in self.devices[len(outputs):]:  # without an image, its part of the sum is 0
-            for param in self.trainer._params:
-                if param.grad_req != 'null':
-                    param.grad(ctx)[:] = 0
-                    param.data(ctx)._fresh_grad = True
+        for param in _with_values(self.trainer):
+            for data, grad in zip(param.list_data(), param.list_grad()):
+                if not data._fresh_grad:  # of a layer or on a device that had nothing to do
+                    grad[:] = 0
+                    data._fresh_grad = True
         self.trainer.step(total)  # gradients are summed over all devices and workers
         return outputs
 
@@ -153,8 +133,7 @@ class Run:
             bar.update(total)
         if not num_images:
             raise no_batch('train_iter')
-        # A single batch of zeros may come from weights that start at zero, and pass.
-        loss, right = watch.look(enough=max(2, min(DEAD_AFTER, watch.batches)))
+        loss, right = watch.end()
         self._average_statistics()
         check_params(self.net, self.devices[0], f'after epoch {watch.epoch}')
         return (self.team.sum([loss, right]) / num_images).tolist()
@@ -173,10 +152,10 @@ class Run:
             return
         if any(param._deferred_init for param in self.net.collect_params().values()):
             seed_epoch(seed, 1)  # as in the first epoch on a single device
-            for X, _ in checked_batches(self.net, self.devices[0], 'train_iter', train_iter):
+            batches = checked_batches(self.net, self.devices[0], 'train_iter', train_iter)
+            for X, _ in itertools.islice(batches, 1):
                 self.forward(X[:1])
-                break
-        if not self.trainer._kv_initialized:
+        if not self.trainer._kv_initialized and _with_values(self.trainer):
             self.team.make_sendable(self.trainer._params)
             self.trainer._init_kvstore()
             self.trainer._init_params()
@@ -185,77 +164,20 @@ class Run:
         """Give all devices the mean of what each has seen, such as batch normalization's mean."""
         number = self.team.number * len(self.devices)
         params = [param for _, param in sorted(self.net._collect_params_with_prefix().items())
-                  if not param._differentiable]
-        if not params or number == 1:
-            return
-        sums = [sum(param.data(ctx).asnumpy().astype('float64') for ctx in self.devices)
-                for param in params]
-        sums = self.team.sum(np.concatenate([values.reshape(-1) for values in sums]))
-        ends = np.cumsum([np.prod(param.shape) for param in params])
-        for param, values in zip(params, np.split(sums, ends[:-1])):
-            param.set_data(nd.array(values.reshape(param.shape) / number))
+                  if not param._differentiable and param._data]
+        for param in params if number > 1 else ():
+            here = sum(array.asnumpy().astype('float64') for array in param.list_data())
+            param.set_data(nd.array(self.team.sum(here) / number))
 
 
-def _check_kvstore(trainer):
-    """Raise a ValueError unless each device can update its own copy of the parameters."""
-    asked = trainer._kvstore_params
-    if len(trainer._contexts or ()) > 1 and asked['kvstore'] is None:
-        raise ValueError("kvstore=None sums up no gradients; make the trainer with kvstore='device'"
-                         ' for several devices')
-    if asked['update_on_kvstore'] or trainer._update_on_kvstore:
-        raise ValueError('the trainer updates parameters in its kvstore, where no checkpoint '
-                         'reaches the states; make a new one with update_on_kvstore=False')
-
-
-class _Watch:
-    """Adds up what the batches of an epoch give, and looks now and then whether it makes sense."""
-
-    def __init__(self, net, ctx, say):
-        self.net, self.ctx, self.say = net, ctx, say
-        self.zero_run = nd.zeros(1, ctx=ctx)  # batches since a logit was other than 0
-        self.explained, self.num_classes = False, None  # a worker may never get an image
-
-    def start(self, epoch):
-        """Begin an epoch."""
-        self.epoch, self.batches = epoch, 0
-        self.loss = nd.zeros(1, ctx=self.ctx, dtype='float64')
-        self.sums = nd.zeros(3, ctx=self.ctx, dtype='float64')
-
-    def add(self, outputs):
-        """Take in what a step returns; only now and then wait for it."""
-        if not outputs:
-            return
-        previous, zero_run = self.loss, self.zero_run + 1
-        for X, y, logits, l in outputs:
-            self.loss = self.loss + l.sum().astype('float64').as_in_context(self.ctx)
-            self.sums = self.sums + batch_sums(X, y, logits).as_in_context(self.ctx)
-            zero_run = zero_run * (logits.abs().max() == 0).as_in_context(self.ctx)
-        self.zero_run = zero_run
-        self.num_classes = logits.shape[1]
-        self.batches += 1
-        # One batch computes while the next is prepared; more would only fill the memory.
-        previous.wait_to_read()
-        if self.batches % _LOOK_EVERY == 0:
-            self.look(enough=DEAD_AFTER)
-
-    def look(self, enough):
-        """Return loss and right answers so far; raise on broken numbers, tell of a dead start."""
-        right, outside, broken = (float(s) for s in self.sums.asnumpy())
-        check_sums(outside, broken, self.num_classes)
-        loss, zero_run = self.loss.asscalar(), int(self.zero_run.asscalar())
-        if not math.isfinite(loss):
-            raise FloatingPointError(f'the loss became {loss} in epoch {self.epoch}. {ADVICE}')
-        if zero_run >= enough and not self.explained and self._stuck():
-            self.explained = True
-            self.say(DEAD_START.format(batches=zero_run, classes=self.num_classes,
-                                       loss=math.log(self.num_classes)), flush=True)
-        return loss, right
-
-    def _stuck(self):
-        """Return whether all gradients of the last batch are 0; logits alone may start at 0."""
-        check_params(self.net, self.ctx, f'in epoch {self.epoch}')
-        return not any(param.grad(self.ctx).abs().max().asscalar()
-                       for param in self.net.collect_params().values() if param.grad_req != 'null')
+def _with_values(trainer):
+    """Return the parameters that train, or raise a ValueError if a batch has not reached one."""
+    params = [param for param in trainer._params if param.grad_req != 'null']
+    for param in params:
+        if param._deferred_init:
+            raise ValueError(f'{param.name} has no values after a batch: net never uses its layer. '
+                             'Leave that out, or tell it its input, as with in_units=')
+    return params
 
 
 def print_epoch(row):
@@ -293,6 +215,15 @@ def _begin(run, checkpoint, seed, settings, say):
     check_params(run.net, run.devices[0], 'before training',
                  'Initialize the net anew, or load others')
     return history, int(run.team.from_leader(seed))
+
+
+def _num_images(train_iter, batch_size):
+    """Return the number of images in a pass, or the most that can be, or None if nothing tells."""
+    sampler = getattr(train_iter, '_batch_sampler', None)  # of Gluon's DataLoader
+    if isinstance(sampler, gluon.data.BatchSampler) and sampler._last_batch == 'keep':
+        return len(sampler._sampler)
+    most = len(train_iter) * batch_size if hasattr(train_iter, '__len__') else None
+    return len(train_iter.images) if isinstance(train_iter, Batches) else most
 
 
 def _keep(run, checkpoint, history, settings):
@@ -380,8 +311,8 @@ def train_ch5(net, train_iter, test_iter, batch_size, trainer, ctx, num_epochs, 
     history, seed = _begin(run, checkpoint if resume else None, seed, settings, say)
     settings['seed'] = seed
     run.start_alike(train_iter, seed)
-    watch, kept = _Watch(net, run.devices[0], say), bool(history)
-    num_images = len(train_iter) * batch_size if hasattr(train_iter, '__len__') else None
+    watch, kept = Watch(net, run.devices[0], say), bool(history)
+    num_images = _num_images(train_iter, batch_size)
     try:
         for epoch in range(len(history) + 1, num_epochs + 1):
             start = time.time()

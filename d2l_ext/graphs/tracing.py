@@ -1,4 +1,6 @@
 """Nets traced, and checked."""
+import numpy as np
+
 from ..arguments import check_shape, check_type, refusal
 from ..devices import check_ctx, mx
 
@@ -19,7 +21,7 @@ def check_net(net):
 
 
 def check_initialized(net, ctx):
-    """Raise a ValueError unless `net` has its parameters on `ctx`; shapes may be deferred."""
+    """Raise a ValueError unless `net` has float32 parameters on `ctx`; shapes may be deferred."""
     check_ctx(ctx)
     for name, param in check_net(net).collect_params().items():
         try:
@@ -29,17 +31,50 @@ def check_initialized(net, ctx):
         if ctx not in places:
             raise ValueError(f'net must have its parameters on {ctx}, as after '
                              f'net.initialize(ctx=ctx), but {name} is on {places[0]}')
+    _check_float32(net)
+
+
+def _check_float32(net):
+    for name, param in net.collect_params().items():
+        if np.dtype(param.dtype) in (np.float16, np.float64):
+            raise ValueError(f'net must have float32 parameters, but {name} is '
+                             f"{np.dtype(param.dtype).name}: call net.cast('float32'); precision= "
+                             'is for computing in another type')
 
 
 def check_trainer(trainer, net, devices=None):
-    """Raise a ValueError unless `trainer` updates parameters of `net` only, and on `devices`."""
+    """Raise a ValueError unless `trainer` can update parameters of `net` only, and on `devices`.
+
+    Each device must update its own copy, from the gradients of one step.
+    """
     params = set(check_net(net).collect_params().values())
     if not isinstance(trainer, gluon.Trainer) or not set(trainer._params) <= params:
         raise refusal('trainer', trainer, "a gluon.Trainer of the net's own parameters, made after "
                       'the net')
+    _check_float32(net)
     if devices is not None and trainer._contexts and set(trainer._contexts) != set(devices):
         raise ValueError(f'ctx must name the devices that trainer updates, {trainer._contexts}, '
                          f'not {devices}: pass the same ctx here as to net.initialize')
+    asked = trainer._kvstore_params
+    if asked['kvstore'] is None and len(trainer._contexts or ()) > 1:
+        raise ValueError("kvstore=None sums up no gradients; make the trainer with kvstore='device'"
+                         ' for several devices')
+    if asked['update_on_kvstore'] or trainer._update_on_kvstore:
+        raise ValueError('the trainer updates parameters in its kvstore, where no checkpoint '
+                         'reaches the states; make a new one with update_on_kvstore=False')
+    if trainer._compression_params:
+        raise ValueError('the trainer has compression_params, which hold back parts of gradients '
+                         'where no checkpoint reaches them; make a new one without')
+    if all(param.grad_req == 'null' for param in trainer._params):
+        raise ValueError("the trainer has nothing to train: every parameter has grad_req='null'")
+    for param in trainer._params:
+        if param.grad_req == 'add':
+            raise ValueError(f"{param.name} has grad_req='add', by which the gradients of all "
+                             "steps pile up; set it to 'write', as with "
+                             "net.collect_params().setattr('grad_req', 'write')")
+        if (param._stype, param._grad_stype) != ('default', 'default'):
+            raise ValueError(f"{param.name} or its gradient is sparse; make its layer with stype "
+                             "and grad_stype 'default', without sparse_grad=True")
 
 
 def trace(net):
@@ -51,7 +86,8 @@ def trace(net):
     if not _is_hybrid(net):
         return None
     try:
-        return net(mx.sym.var('data', dtype='float32'))
+        graph = net(mx.sym.var('data', dtype='float32'))
+        return graph if isinstance(graph, mx.sym.Symbol) else None  # two outputs have none
     except Exception:  # a block that asks for shapes or numbers can raise anything
         return None
 

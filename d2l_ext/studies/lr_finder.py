@@ -19,10 +19,17 @@ import numpy as np
 from ..arguments import check_int, check_number
 from ..batches import seed_epoch
 from ..devices import mx
-from ..evaluation import batch_sums, check_batches, check_sums, checked_batches, no_batch
+from ..evaluation import (
+    DEAD_AFTER,
+    batch_sums,
+    check_batches,
+    check_sums,
+    checked_batches,
+    no_batch,
+)
 from ..graphs import check_initialized, check_trainer, set_loss_scaling
 from ..progress import progress_bar
-from ..training import DEAD_AFTER, Run
+from ..training import Run
 from .plotting import COLORS, check_axes, plt
 
 nd = mx.nd

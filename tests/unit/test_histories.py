@@ -46,9 +46,9 @@ def digits(number=213, batch_size=40, resize=None, number_of_tests=81):
     return train_iter.take(number), test_iter.take(number_of_tests)
 
 
-def plain_loop(net, train_iter, test_iter, devices, num_epochs, precision):
+def plain_loop(net, train_iter, test_iter, devices, num_epochs, precision, trainer=None):
     """Return the history of a loop that waits for each number and checks nothing."""
-    trainer, history = make_trainer(net), []
+    trainer, history = trainer or make_trainer(net), []
     # Gluon would do so after the first backward pass, and lose that batch's running statistics.
     trainer._init_kvstore()
     trainer._init_params()
@@ -83,10 +83,10 @@ def plain_loop(net, train_iter, test_iter, devices, num_epochs, precision):
     return history
 
 
-def train(net, train_iter, test_iter, devices, num_epochs, precision, **arguments):
+def train(net, train_iter, test_iter, devices, num_epochs, precision, trainer=None, **arguments):
     history = d2l_ext.train_ch5(net, train_iter, test_iter, train_iter.batch_size,
-                                make_trainer(net), devices, num_epochs, precision=precision,
-                                seed=SEED, **arguments)
+                                trainer or make_trainer(net), devices, num_epochs,
+                                precision=precision, seed=SEED, **arguments)
     return [{key: row[key] for key in row if key != 'seconds'} for row in history]
 
 

@@ -75,3 +75,31 @@ def test_a_notebook_gets_a_bar_unless_it_is_not_wanted(monkeypatch):
     bar.close()
     monkeypatch.setenv('TQDM_DISABLE', '1')  # as tests/README.md does for a notebook that is kept
     assert progress.progress_bar(1, 'B', '').disable
+
+
+@pytest.mark.parametrize('ends', ['complete', 'early', 'broken'])
+def test_a_notebook_keeps_no_widget(ends, monkeypatch):
+    nbclient, nbformat = pytest.importorskip('nbclient'), pytest.importorskip('nbformat')
+    pytest.importorskip('ipywidgets')
+    monkeypatch.delenv('TQDM_DISABLE', raising=False)
+    updates = {'complete': 5, 'early': 3, 'broken': 5}[ends]
+    code = CODE.format(delay=0.01).replace('range(5)', f'range({updates})')
+    if ends == 'broken':
+        code = code.replace("        bar.update(200)", "        bar.update(200)\n    1 / 0")
+    code += f"assert (bar.n, bar.total) == ({200 * updates}, {200 * updates}) and bar.displayed\n"
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)])
+    shown = []
+    client = nbclient.NotebookClient(notebook, allow_errors=True)
+    output = client.output
+
+    def spy(outs, msg, *args):
+        shown.append('application/vnd.jupyter.widget-view+json' in msg['content'].get('data', {}))
+        return output(outs, msg, *args)
+
+    client.output = spy
+    client.execute()
+    assert shown[0]  # there was a widget
+    assert not any(output.get('data') for output in notebook.cells[0].outputs)
+    rest = notebook.cells[0].outputs[-1]
+    assert rest.get('ename') == 'ZeroDivisionError' if ends == 'broken' else rest.text == 'done\n'
+    nbformat.validate(notebook)

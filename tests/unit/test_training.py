@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import d2l_ext
-from d2l_ext import progress, training
+from d2l_ext import evaluation, progress, training
 from d2l_ext.batches import Batches
 from d2l_ext.devices import has_bfloat16, mx
 from d2l_ext.graphs import compiled
@@ -296,7 +296,7 @@ def test_a_dead_start_is_explained_once(capsys):
 
 
 def test_a_dead_start_is_told_before_a_long_epoch_ends(capsys, monkeypatch):
-    monkeypatch.setattr(training, '_LOOK_EVERY', 2)
+    monkeypatch.setattr(evaluation, '_LOOK_EVERY', 2)
     batches = list(make_batches(320))
     net = dead_net()
     told_after = []
@@ -380,7 +380,7 @@ def test_a_worker_goes_on_without_an_image_of_its_own():
     run = training.Run(net, trainer, CPU, 'float32')
     run.team = Workers(types.SimpleNamespace(rank=1, num_workers=2))
     run.team.sum = np.asarray
-    watch = training._Watch(net, CPU, print)
+    watch = evaluation.Watch(net, CPU, print)
     watch.start(1)
     images = make_batches(3, batch_size=1)  # the first worker has them all
     with progress.progress_bar(3, ' images', 'epoch 1') as bar:
@@ -434,3 +434,16 @@ def test_the_bar_is_silent_where_there_is_no_terminal(capfd, monkeypatch):
     monkeypatch.setattr(progress, 'DELAY', 0)  # or the run would end before any bar appears
     train(num_epochs=1)
     assert capfd.readouterr().err == ''
+
+
+def loader(last_batch):
+    data = gluon.data.ArrayDataset(np.zeros((70, 1, 10, 10), 'float32'), np.arange(70) % 10)
+    return gluon.data.DataLoader(data, 32, last_batch=last_batch)
+
+
+@pytest.mark.parametrize('batches, number', [
+    (make_batches(70), 70), (loader('keep'), 70), (loader('discard'), 64),
+    (list(make_batches(70)), 96), (iter(()), None)],
+    ids=['Batches', 'keep', 'discard', 'list', 'iterator'])
+def test_the_bar_knows_how_many_images_there_are(batches, number):
+    assert training._num_images(batches, 32) == number
