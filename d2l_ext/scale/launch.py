@@ -3,7 +3,7 @@
 ``python -m d2l_ext.distributed -n 2 COMMAND`` starts COMMAND once for each worker and for each
 server, and once as the scheduler that introduces them to each other. The workers train: see
 ``train_ch5`` with a trainer made with ``kvstore='dist_sync'``. The others serve: see
-:mod:`d2l_ext.server`.
+:mod:`d2l_ext.scale.server`.
 """
 import argparse
 import contextlib
