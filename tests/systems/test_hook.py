@@ -13,10 +13,9 @@ import nbclient
 import nbformat
 import numpy as np
 import pytest
-from conftest import pyproject
+from conftest import ROOT, pyproject
 
 from d2l_ext.hardware import names
-
 
 FILES = pyproject()['tool']['hatch']['build']['targets']['wheel']['force-include']
 COMPUTE = 'print(mxnet.nd.ones(3).sum().asscalar(), mxnet.np.sometrue is not None)\n'
