@@ -126,9 +126,10 @@ def _try_training(devices, training, problems):
 
 def _find_data(data, problems):
     """Return what a row says of Fashion-MNIST: where it is, or where a download would put it."""
-    from .storage.downloads import data_folders, is_published  # which import MXNet
+    from .storage import fashion_mnist  # which import MXNet
+    from .storage.downloads import data_folders, is_published
 
-    folders, hashes = data_folders('fashion-mnist'), data.fashion_mnist_hashes()
+    folders, hashes = data_folders('fashion-mnist'), fashion_mnist.hashes()
     for folder in folders:
         paths = [folder / name for name in hashes]
         if not all(path.is_file() for path in paths):

@@ -188,9 +188,9 @@ class Mirrors:
 @pytest.fixture
 def offline(isolated, monkeypatch):
     """No mirror answers; nothing but what a test puts there is found."""
-    from d2l_ext import data
+    from d2l_ext.storage import fashion_mnist
 
-    monkeypatch.setattr(data, 'FASHION_MNIST_MIRRORS', (('http://127.0.0.1:9/', 'md5'),))
+    monkeypatch.setattr(fashion_mnist, 'MIRRORS', (('http://127.0.0.1:9/', 'md5'),))
     for name in ('NO_PROXY', 'no_proxy'):
         monkeypatch.setenv(name, '127.0.0.1')
 
@@ -198,10 +198,10 @@ def offline(isolated, monkeypatch):
 @pytest.fixture
 def published(isolated, monkeypatch):
     """A folder of small archives that count as the published ones."""
-    from d2l_ext import data
+    from d2l_ext.storage import fashion_mnist
 
     folder = isolated / 'published'
-    monkeypatch.setattr(data, 'FASHION_MNIST_MD5', write_archives(folder))
+    monkeypatch.setattr(fashion_mnist, 'MD5', write_archives(folder))
     return folder
 
 

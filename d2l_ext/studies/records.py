@@ -10,10 +10,10 @@ import platform
 import numpy as np
 import pooch
 
-from .. import data
 from ..arguments import check_int, check_keys, check_pair, check_path, check_type, refusal
 from ..devices import mx, processor, resolve_precision, try_gpu
 from ..hardware.threads import num_threads
+from ..storage import fashion_mnist
 from ..storage.checkpoints import load_params, save_params
 from ..storage.files import atomic_write
 from .cifar10 import CIFAR10_SHA1
@@ -95,7 +95,7 @@ def dataset_facts(name, num_images=None):
     ValueError
         If it is another data set or `num_images` is no such pair.
     """
-    published = {'Fashion-MNIST': ((60000, 10000), {'md5': data.FASHION_MNIST_MD5}),
+    published = {'Fashion-MNIST': ((60000, 10000), {'md5': fashion_mnist.MD5}),
                  'CIFAR-10': ((50000, 10000), {'sha1': CIFAR10_SHA1})}
     if not isinstance(name, str) or name not in published:
         raise ValueError(f"records are made on {' or '.join(map(repr, published))} only, "

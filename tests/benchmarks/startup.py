@@ -68,9 +68,9 @@ def added_seconds(turns):
 
 def run(pairs, batch_size, resize, folder, command):
     """Measure and write the record; `batch_size` and `resize` do not matter here."""
-    from d2l_ext.data import find_fashion_mnist
+    from d2l_ext.storage import fashion_mnist
 
-    find_fashion_mnist()  # so that no download is timed
+    fashion_mnist.find()  # so that no download is timed
     functions = {name: functools.partial(import_seconds, statement)
                  for name, statement in IMPORTS.items()}
     turns = take_turns({**functions, COMMAND: seconds_to_first_step}, pairs, 'seconds', 's')

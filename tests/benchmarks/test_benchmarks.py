@@ -309,7 +309,7 @@ def made_up(monkeypatch):
         monkeypatch.setattr(module, 'fresh', fresh)
     monkeypatch.setenv('D2L_EXT_DEVICE', 'cpu')  # as main does, which nobody else should notice
     monkeypatch.setattr(training, 'mxnet_home', lambda: contextlib.nullcontext('/nowhere'))
-    monkeypatch.setattr('d2l_ext.data.find_fashion_mnist', lambda: None)
+    monkeypatch.setattr('d2l_ext.storage.fashion_mnist.find', lambda: None)
     for name in ('import_seconds', 'seconds_to_first_step'):
         monkeypatch.setattr(startup, name, lambda *_: {'seconds': 1.})
 

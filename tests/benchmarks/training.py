@@ -29,13 +29,13 @@ TORCH_BATCHES = 5
 @contextlib.contextmanager
 def mxnet_home():
     """A folder where d2l's loader finds Fashion-MNIST; it reads MXNet's own data folder only."""
-    from d2l_ext.data import FASHION_MNIST_MD5, find_fashion_mnist
+    from d2l_ext.storage import fashion_mnist
 
     with tempfile.TemporaryDirectory() as home:
         folder = pathlib.Path(home) / 'datasets' / 'fashion-mnist'
         folder.mkdir(parents=True)
-        for name in FASHION_MNIST_MD5:
-            shutil.copy(find_fashion_mnist() / name, folder)
+        for name in fashion_mnist.MD5:
+            shutil.copy(fashion_mnist.find() / name, folder)
         yield home
 
 

@@ -56,8 +56,8 @@ from argument_rows import (
 from matplotlib import pyplot as plt
 
 import d2l_ext
-from d2l_ext import data
 from d2l_ext.devices import mx
+from d2l_ext.storage import fashion_mnist
 from d2l_ext.studies import lr_finder, records
 
 nd, gluon, nn = mx.nd, mx.gluon, mx.gluon.nn
@@ -334,7 +334,7 @@ def offline(isolated, monkeypatch):
     def fail():
         raise OSError('offline')
 
-    monkeypatch.setattr(data, 'find_fashion_mnist', fail)
+    monkeypatch.setattr(fashion_mnist, 'find', fail)
 
 
 def call(name, arguments):

@@ -19,10 +19,9 @@ import pytest
 from conftest import ROOT, content, full_disk, mxnet_cache, write_archives
 
 import d2l_ext
-from d2l_ext import data
-from d2l_ext.storage import downloads
+from d2l_ext.storage import downloads, fashion_mnist
 
-FIRST = next(iter(data.FASHION_MNIST_MD5))  # that is fetched first
+FIRST = next(iter(fashion_mnist.MD5))  # that is fetched first
 PORT_9 = 'http://127.0.0.1:9/'  # nobody listens there
 
 pytestmark = pytest.mark.usefixtures('offline')
@@ -32,7 +31,7 @@ pytestmark = pytest.mark.usefixtures('offline')
 def published(isolated, monkeypatch):
     """Archives of several of the pieces in which a download arrives."""
     folder = isolated / 'published'
-    monkeypatch.setattr(data, 'FASHION_MNIST_MD5', write_archives(folder, num_train=300))
+    monkeypatch.setattr(fashion_mnist, 'MD5', write_archives(folder, num_train=300))
     return folder
 
 
@@ -45,7 +44,7 @@ def cache(isolated):
 def use(mirrors, monkeypatch):
     """Return a function that sets which mirrors are asked, by name or whole address."""
     def use(*names):
-        monkeypatch.setattr(data, 'FASHION_MNIST_MIRRORS', tuple(
+        monkeypatch.setattr(fashion_mnist, 'MIRRORS', tuple(
             (name if name.startswith('http') else mirrors.url(name), 'md5') for name in names))
     return use
 
@@ -256,14 +255,15 @@ def test_a_connection_cut_at_a_random_byte(published, mirrors, use, cache, fault
 DOWNLOAD = '''
 import json, sys
 from d2l_ext import data
-data.FASHION_MNIST_MD5 = json.loads(sys.argv[1])
-data.FASHION_MNIST_MIRRORS = ((sys.argv[2], 'md5'),)
-print(data.find_fashion_mnist())
+from d2l_ext.storage import fashion_mnist
+fashion_mnist.MD5 = json.loads(sys.argv[1])
+fashion_mnist.MIRRORS = ((sys.argv[2], 'md5'),)
+print(fashion_mnist.find())
 '''
 
 
 def start_download(url):
-    sums = json.dumps(data.FASHION_MNIST_MD5)
+    sums = json.dumps(fashion_mnist.MD5)
     return subprocess.Popen([sys.executable, '-c', DOWNLOAD, sums, url], cwd=ROOT, text=True,
                             stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 

@@ -16,8 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import d2l_ext
-from d2l_ext import data
 from d2l_ext.devices import mx
+from d2l_ext.storage import fashion_mnist
 from d2l_ext.studies import cifar10
 
 CPU = mx.cpu()
@@ -38,7 +38,7 @@ def test_damaged_idx_files(tmp_path, faults):
         faults.injected()
         try:
             with little_memory():
-                read = data._read_idx(path, 3)
+                read = fashion_mnist._read_idx(path, 3)
         except REFUSED:
             pass
         else:
@@ -67,7 +67,7 @@ def test_lying_idx_headers(tmp_path, faults):
                     and np.prod(sizes, dtype=object) == length)
             try:
                 with little_memory():
-                    read = data._read_idx(path, expected)
+                    read = fashion_mnist._read_idx(path, expected)
             except REFUSED:
                 assert not true
             else:  # sizes that are short of the header's take the first bytes for sizes
@@ -83,7 +83,7 @@ def test_an_idx_file_that_inflates_to_more_than_it_announces(tmp_path, faults):
     (tmp_path / 'images.gz').write_bytes(bomb)
     faults.injected()
     with little_memory(), pytest.raises(ValueError, match='announces 1568 bytes but holds more'):
-        data._read_idx(tmp_path / 'images.gz', 3)
+        fashion_mnist._read_idx(tmp_path / 'images.gz', 3)
     faults.survived()
 
 
@@ -91,7 +91,7 @@ def test_an_idx_file_that_inflates_to_more_than_it_announces(tmp_path, faults):
 def test_damaged_fashion_mnist(tmp_path, monkeypatch, faults, verify):
     """Damaged before it was compressed, so that the checksum of gzip fits."""
     sums = write_archives(tmp_path, num_train=3, num_test=2)
-    monkeypatch.setattr(data, 'FASHION_MNIST_MD5', sums)
+    monkeypatch.setattr(fashion_mnist, 'MD5', sums)
     good = content(tmp_path)
 
     @st.composite

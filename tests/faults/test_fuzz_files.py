@@ -20,9 +20,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import d2l_ext
-from d2l_ext import data
 from d2l_ext.devices import mx
-from d2l_ext.storage import checkpoints
+from d2l_ext.storage import checkpoints, fashion_mnist
 from d2l_ext.studies import cifar10, records
 
 CPU = mx.cpu()
@@ -217,7 +216,7 @@ def test_no_pickle_is_ever_loaded(tmp_path, faults):
     readers = (
         lambda: d2l_ext.load_params(net, path), lambda: checkpoints.read_history(path),
         lambda: checkpoints.load_checkpoint(path, net, trainer, CPU, {}),
-        lambda: d2l_ext.load_record(path), lambda: data._read_idx(path, 1),
+        lambda: d2l_ext.load_record(path), lambda: fashion_mnist._read_idx(path, 1),
         lambda: cifar10._read_cifar10(tmp_path, ['file'], verify=False))
     for file in evil_files(mark):
         path.write_bytes(file)

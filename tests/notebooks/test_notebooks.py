@@ -15,7 +15,7 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 from nbval.plugin import find_metadata_tags
 
-from d2l_ext.data import FASHION_MNIST_MD5
+from d2l_ext.storage import fashion_mnist
 
 each_notebook = pytest.mark.parametrize('path', sorted((ROOT / 'chapters').glob('*.ipynb')),
                                         ids=lambda path: path.stem)
@@ -247,7 +247,7 @@ DATA = os.environ.get('D2L_EXT_DATA', '')
 
 @pytest.mark.heavy
 @pytest.mark.skipif(not DATA or not all((pathlib.Path(DATA) / 'fashion-mnist' / name).is_file()
-                                        for name in FASHION_MNIST_MD5),
+                                        for name in fashion_mnist.MD5),
                     reason='D2L_EXT_DATA holds no Fashion-MNIST')
 @each_notebook
 def test_real_data_on_two_threads(path, isolated):

@@ -8,8 +8,9 @@ import pytest
 from conftest import ROOT
 from test_cuda import FATAL, OTHER, FakeDriver, both_wheels, good, machine  # noqa: F401
 
-from d2l_ext import data, devices, diagnose
+from d2l_ext import devices, diagnose
 from d2l_ext.hardware import cuda, threads
+from d2l_ext.storage import fashion_mnist
 
 
 @pytest.fixture
@@ -46,7 +47,7 @@ def rows(text, title):
 
 
 def test_a_healthy_cpu(cpu, capsys, monkeypatch):
-    monkeypatch.setattr(data, 'download', None)  # nothing may be downloaded
+    monkeypatch.setattr(fashion_mnist, 'download', None)  # nothing may be downloaded
     status, out = run(capsys)
     assert status == 0
     assert 'Problem' not in out and out.endswith('\nTraining can run, on cpu(0).\n')
@@ -113,11 +114,11 @@ def test_tidy_replaces_whole_folders_only(home):
 def write_archives(folder, monkeypatch):
     """Put four files into `folder` and make their checksums the published ones."""
     folder.mkdir(parents=True)
-    for name in data.FASHION_MNIST_MD5:
+    for name in fashion_mnist.MD5:
         (folder / name).write_text(name)
-    monkeypatch.setattr(data, 'FASHION_MNIST_MD5', {
+    monkeypatch.setattr(fashion_mnist, 'MD5', {
         name: hashlib.md5((folder / name).read_bytes()).hexdigest()
-        for name in data.FASHION_MNIST_MD5})
+        for name in fashion_mnist.MD5})
 
 
 def test_data_of_the_readers_own(cpu, home, capsys, monkeypatch):

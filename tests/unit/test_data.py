@@ -16,11 +16,11 @@ import d2l_ext
 from d2l_ext import data
 from d2l_ext.batches import channel_statistics
 from d2l_ext.devices import mx
-from d2l_ext.storage import downloads
+from d2l_ext.storage import downloads, fashion_mnist
 from d2l_ext.studies import records
 
 CPU = mx.cpu()
-TRAIN_IMAGES, TRAIN_LABELS, TEST_IMAGES, TEST_LABELS = data.FASHION_MNIST_MD5
+TRAIN_IMAGES, TRAIN_LABELS, TEST_IMAGES, TEST_LABELS = fashion_mnist.MD5
 REAL = pathlib.Path(os.environ.get('D2L_EXT_DATA', '')) / 'fashion-mnist'
 
 pytestmark = pytest.mark.usefixtures('offline')
@@ -102,7 +102,7 @@ def test_swapped_archives(published, pair):
     assert content(published) == before
 
 
-@pytest.mark.parametrize('name', data.FASHION_MNIST_MD5)
+@pytest.mark.parametrize('name', fashion_mnist.MD5)
 def test_root_is_the_only_place_searched(isolated, published, monkeypatch, name):
     copy(published, isolated / 'data' / 'fashion-mnist')
     copy(published, mxnet_cache(isolated))
@@ -144,7 +144,7 @@ def test_search_order(isolated, published, monkeypatch):
     sums = write_archives(isolated / 'data' / 'fashion-mnist', seed=3)
     with pytest.raises(ValueError, match='data.fashion-mnist.* is not the published file'):
         first_label()  # the reader's own folder is not passed over in silence
-    monkeypatch.setattr(data, 'FASHION_MNIST_MD5', sums)
+    monkeypatch.setattr(fashion_mnist, 'MD5', sums)
     assert first_label() == 3
 
 
@@ -156,7 +156,7 @@ def test_verify_false_accepts_whole_unofficial_copies_in_d2l_ext_data(isolated, 
     assert d2l_ext.load_data_fashion_mnist(8, verify=False, ctx=CPU)[1].labels[0] == 3
     (own / TEST_IMAGES).unlink()
     before = content(own)
-    monkeypatch.setattr(data, 'FASHION_MNIST_MIRRORS', ((mirrors.url('published'), 'md5'),))
+    monkeypatch.setattr(fashion_mnist, 'MIRRORS', ((mirrors.url('published'), 'md5'),))
     with pytest.raises(ValueError, match='is not the published file'):  # nor is it mixed
         d2l_ext.load_data_fashion_mnist(8, verify=False, ctx=CPU)
     assert content(own) == before and mirrors.paths == []
@@ -182,7 +182,7 @@ def test_download_from_the_second_mirror(isolated, published, mirrors, monkeypat
     write_archives(isolated / 'wrong', seed=5)
     for name, archive in content(copy(published, isolated / 'cut off')).items():
         (isolated / 'cut off' / name).write_bytes(archive[:-20])
-    monkeypatch.setattr(data, 'FASHION_MNIST_MIRRORS',
+    monkeypatch.setattr(fashion_mnist, 'MIRRORS',
                         ((mirrors.url(first), 'md5'), (mirrors.url('published'), 'md5')))
     folder = mxnet_cache(isolated)
     if place == 'D2L_EXT_DATA':
@@ -205,7 +205,7 @@ def test_download_of_what_the_cache_lacks(isolated, published, mirrors, monkeypa
     (folder / TEST_IMAGES).write_bytes(b'cut off')
     for name in missing:
         (folder / name).unlink()
-    monkeypatch.setattr(data, 'FASHION_MNIST_MIRRORS', ((mirrors.url('published'), 'md5'),))
+    monkeypatch.setattr(fashion_mnist, 'MIRRORS', ((mirrors.url('published'), 'md5'),))
     d2l_ext.load_data_fashion_mnist(8, ctx=CPU)
     assert content(folder) == content(published)
     assert {path.split('/')[-1] for path in mirrors.paths} == {TEST_IMAGES, *missing}
@@ -214,10 +214,10 @@ def test_download_of_what_the_cache_lacks(isolated, published, mirrors, monkeypa
 def test_mxnets_own_copy_counts_too(isolated, published, mirrors, monkeypatch):
     """The same images compressed anew: MXNet's cache and mirror have other check sums."""
     write_archives(isolated / 'own copy', seed=1)
-    monkeypatch.setattr(data, 'FASHION_MNIST_SHA1', {
+    monkeypatch.setattr(fashion_mnist, 'SHA1', {
         name: hashlib.sha1(archive).hexdigest()
         for name, archive in content(isolated / 'own copy').items()})
-    monkeypatch.setattr(data, 'FASHION_MNIST_MIRRORS', (
+    monkeypatch.setattr(fashion_mnist, 'MIRRORS', (
         (mirrors.url('own copy'), 'md5'), (mirrors.url('own copy'), 'sha1')))
     for _ in range(2):  # the second time from the cache
         d2l_ext.load_data_fashion_mnist(8, ctx=CPU)
@@ -231,7 +231,7 @@ def test_a_damaged_archive_that_the_reader_put_there_stays(isolated, published, 
     (folder / TRAIN_IMAGES).write_bytes(b'mine')
     (folder / TEST_LABELS).unlink()
     monkeypatch.setenv('D2L_EXT_DATA', str(isolated / 'data'))
-    monkeypatch.setattr(data, 'FASHION_MNIST_MIRRORS', ((mirrors.url('published'), 'md5'),))
+    monkeypatch.setattr(fashion_mnist, 'MIRRORS', ((mirrors.url('published'), 'md5'),))
     with pytest.raises(ValueError, match=f'{TRAIN_IMAGES} is not the published file'):
         d2l_ext.load_data_fashion_mnist(8, ctx=CPU)
     assert (folder / TRAIN_IMAGES).read_bytes() == b'mine' and mirrors.paths == []
@@ -245,10 +245,10 @@ def test_progress_bar_of_a_download(published, mirrors, monkeypatch):
         return bars[-1]
 
     monkeypatch.setattr(downloads, 'progress_bar', bar)
-    monkeypatch.setattr(data, 'FASHION_MNIST_MIRRORS', ((mirrors.url('published'), 'md5'),))
+    monkeypatch.setattr(fashion_mnist, 'MIRRORS', ((mirrors.url('published'), 'md5'),))
     d2l_ext.load_data_fashion_mnist(8, ctx=CPU)
-    assert [bar.desc.rstrip(': ') for bar in bars] == list(data.FASHION_MNIST_MD5)
-    sizes = [len(content(published)[name]) for name in data.FASHION_MNIST_MD5]
+    assert [bar.desc.rstrip(': ') for bar in bars] == list(fashion_mnist.MD5)
+    sizes = [len(content(published)[name]) for name in fashion_mnist.MD5]
     assert [(bar.total, bar.n) for bar in bars] == list(zip(sizes, sizes))
 
 

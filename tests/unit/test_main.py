@@ -4,8 +4,8 @@ import re
 import pytest
 
 from d2l_ext import __main__ as command_line
-from d2l_ext import data
 from d2l_ext.devices import mx
+from d2l_ext.storage import fashion_mnist
 from d2l_ext.studies import search
 
 SMALL = ['--dataset', 'digits', '--images', '60', '--resize', '67', '--epochs', '2']
@@ -92,7 +92,7 @@ def test_wrong_options_show_the_usage(arguments, capsys):
 def test_falls_back_to_the_digits_and_says_so(capsys, monkeypatch):
     def nowhere():
         raise OSError('Fashion-MNIST is not on this machine:\nfailures')
-    monkeypatch.setattr(data, 'find_fashion_mnist', nowhere)
+    monkeypatch.setattr(fashion_mnist, 'find', nowhere)
     assert command_line.main([*SMALL[2:], '--epochs', '1']) == 0
     out = capsys.readouterr().out
     assert "Fashion-MNIST is not on this machine. Going on with the small embedded set" in out

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 import d2l_ext
-from d2l_ext import data
 from d2l_ext.devices import mx
+from d2l_ext.storage import fashion_mnist
 from d2l_ext.studies import records
 
 nn = mx.gluon.nn
@@ -89,7 +89,7 @@ def test_a_record(results, cache, monkeypatch, capsys):
 def test_dataset_facts():
     facts = records.dataset_facts('Fashion-MNIST')
     assert facts == {'name': 'Fashion-MNIST', 'train_images': 60000, 'test_images': 10000,
-                     'md5': data.FASHION_MNIST_MD5}
+                     'md5': fashion_mnist.MD5}
     for name in ("scikit-learn's digits", 'digits', None):
         with pytest.raises(ValueError, match="records are made on 'Fashion-MNIST' or 'CIFAR-10'"):
             records.dataset_facts(name)
