@@ -12,6 +12,11 @@ import sys
 import threading
 import urllib.parse
 
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
 import matplotlib
 import numpy as np
 import pytest
@@ -99,6 +104,12 @@ def full_disk(room):
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def pyproject():
+    """Return the content of pyproject.toml."""
+    path = pathlib.Path(__file__).resolve().parent.parent / 'pyproject.toml'
+    return tomllib.loads(path.read_text(encoding='utf-8'))
 
 
 def idx(array, shape=None, kind=8):

@@ -7,40 +7,39 @@ import sys
 
 
 class MXNetFinder:
-    """Stands before Python's own finders, and looks up when somebody imports MXNet."""
+    """Stands before Python's own finders, and answers for MXNet only."""
 
     def find_spec(self, name, path=None, target=None):
         if name != 'mxnet':
             return None
-        import importlib.util
-        import pathlib
-        import runpy
+        from importlib.machinery import PathFinder
+        from importlib.util import find_spec
 
-        sys.meta_path.remove(self)
-        try:
-            package, spec = importlib.util.find_spec('d2l_ext'), importlib.util.find_spec('mxnet')
-        finally:
-            sys.meta_path.insert(0, self)  # after an import that fails there may be another
-        if package is None or spec is None or spec.loader is None:
-            return spec
-        # By path: importing d2l_ext itself would also choose threads, for code that knows it not.
-        folder = pathlib.Path(package.submodule_search_locations[0], 'hardware')
-        supplied, restored = (runpy.run_path(str(folder / f'{name}.py'))[function] for
-                              name, function in (('libraries', 'supplied'), ('names', 'restored')))
-        execute = spec.loader.exec_module
+        spec, package = PathFinder.find_spec(name), find_spec('d2l_ext')
+        # Without an origin it is a mere folder, and a clone may have moved since it was installed.
+        if spec and spec.origin and package and package.origin:
+            execute = spec.loader.exec_module
 
-        def exec_module(module):
-            with supplied(), restored():
-                execute(module)
+            def exec_module(module):
+                supplied = _run(package, 'libraries.py')['supplied']
+                restored = _run(package, 'names.py')['restored']
+                with supplied(), restored():
+                    execute(module)
 
-        spec.loader.exec_module = exec_module
+            spec.loader.exec_module = exec_module
         return spec
 
 
-def install():
-    """Put the finder in place, once."""
-    if not any(type(finder).__name__ == 'MXNetFinder' for finder in sys.meta_path):
-        sys.meta_path.insert(0, MXNetFinder())
+def _run(package, name):
+    """Return what a file beside this one defines.
+
+    By path: importing d2l_ext itself would also choose threads, for code that knows it not.
+    """
+    import pathlib
+    import runpy
+
+    return runpy.run_path(str(pathlib.Path(package.origin).with_name('hardware') / name))
 
 
-install()
+if not any(type(finder).__name__ == 'MXNetFinder' for finder in sys.meta_path):
+    sys.meta_path.insert(0, MXNetFinder())

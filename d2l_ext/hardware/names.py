@@ -15,24 +15,23 @@ def _expired(name):
     return function
 
 
-def _replacements(np):
-    """Return {name: value} for all that MXNet looks up in NumPy and that a NumPy 2 may lack."""
-    integrate = getattr(np, 'trapezoid', None)
+def replacements(np):
+    """Return {name: value} for all that MXNet looks up in NumPy and that some NumPy lacks."""
     return {
-        'bool': bool,  # mxnet.numpy; gone from 1.24 to 1.26
+        'bool': bool,  # mxnet.numpy.utils; gone from 1.24 to 1.26
         'int': int,  # mxnet.test_utils.verify_generator
+        'Inf': np.inf,  # mxnet.gluon.contrib.estimator
+        'compat': types.SimpleNamespace(basestring=str),  # mxnet.np.pad
         # mxnet.numpy.utils, which hands them on as mxnet.np.PZERO and so on
         'PZERO': 0.0, 'NZERO': -0.0, 'PINF': np.inf, 'NINF': -np.inf, 'NAN': np.nan, 'NaN': np.nan,
-        'Inf': np.inf,  # mxnet.gluon.contrib.estimator
         # mxnet.numpy.fallback, which hands them on as mxnet.np.alltrue and so on
-        'alltrue': np.all, 'in1d': lambda x, y, **kwargs: np.isin(np.ravel(x), y, **kwargs),
-        'msort': lambda x: np.sort(x, axis=0), 'trapz': integrate,
+        'alltrue': np.all, 'msort': lambda x: np.sort(x, axis=0),
+        'in1d': lambda x, *args, **kwargs: np.isin(np.ravel(x), *args, **kwargs),
+        'trapz': getattr(np, 'trapezoid', None),  # NumPy 1 has trapz in its place
         # the same; NumPy 1.20 to 1.26 had functions that raise
         **{name: _expired(name) for name in ('mirr', 'npv', 'pmt', 'ppmt', 'pv', 'rate')},
         # mxnet.numpy_dispatch_protocol, whose wrappers stand in for NumPy's functions
-        'cumproduct': np.cumprod, 'product': np.prod, 'row_stack': np.vstack, 'round_': np.round,
-        'sometrue': np.any,
-        'compat': types.SimpleNamespace(basestring=str),  # mxnet.np.pad
+        'product': np.prod, 'round_': np.round, 'sometrue': np.any,
     }
 
 
@@ -61,7 +60,7 @@ def restored():
 
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')  # names that are still there, but deprecated
-        for name, value in _replacements(np).items():
+        for name, value in replacements(np).items():
             if not hasattr(np, name):
                 setattr(np, name, value)
     with _distutils():
