@@ -1,4 +1,5 @@
 """Networks in ONNX files, for PyTorch, ONNX Runtime and what else comes after MXNet."""
+import types
 import warnings
 from unittest import mock
 
@@ -37,7 +38,7 @@ def export_onnx(net, path, input_shape):
         If the net is not initialized, has no graph, cannot take `input_shape`, or does what MXNet's
         exporter cannot translate, or ONNX Runtime computes something else from it.
     ImportError
-        If onnx or onnxruntime is not installed: they are in the extra ``onnx``.
+        If onnx or onnxruntime is not installed: they are in ``.requirements/onnx.txt``.
     OSError
         If the file cannot be written.
 
@@ -56,19 +57,19 @@ def export_onnx(net, path, input_shape):
         raise ValueError('net must return one array')
     params = _params(net, graph)
     try:
+        import onnx  # noqa: F401  for _convert
         import onnxruntime
-        from onnx import mapping  # noqa: F401  gone from newer versions, but MXNet asks for it
     except ImportError as error:
         raise ImportError(
-            "export_onnx needs the versions of onnx and onnxruntime that fit MXNet's exporter "
-            f'({error}). In a clone of d2l_ext type\n'
-            "    python -m pip install -e '.[onnx]'\nand restart Python") from error
+            f'export_onnx needs onnx and onnxruntime ({error}). In a clone of d2l_ext type\n'
+            '    python -m pip install --no-deps -r .requirements/onnx.txt\n'
+            'and restart Python') from error
     _settle(graph, params, input_shape)
     graph, values = _renamed(net, graph, params)
     # Two examples, to find out whether the batch axis is free.
     X = np.random.RandomState(0).uniform(size=(2, *input_shape)).astype('float32')
     with warnings.catch_warnings():
-        warnings.simplefilter('ignore', DeprecationWarning)  # of what MXNet asks onnx and SciPy for
+        warnings.simplefilter('ignore', DeprecationWarning)  # of what MXNet asks SciPy for
         try:
             content = _convert(graph, values, input_shape)
             found = _run(onnxruntime, content, X)
@@ -137,7 +138,8 @@ def _convert(graph, values, input_shape):
 
     # Not mx.onnx.export_model: it declares the newest operators that onnx knows, and writes older.
     # For the same reason its check is left to the one below, which looks at the declaration.
-    with mock.patch('onnx.checker.check_graph'):
+    with mock.patch('onnx.checker.check_graph'), \
+            mock.patch('onnx.mapping', _mapping(onnx), create=True):
         translated = MXNetGraph().create_onnx_graph_proto(
             graph, values, [(1, *input_shape)], [onnx.TensorProto.FLOAT], opset_version=_OPSET,
             dynamic=True, dynamic_input_shapes=[('batch', *input_shape)])
@@ -157,6 +159,16 @@ def _convert(graph, values, input_shape):
     model = onnx.shape_inference.infer_shapes(model)
     onnx.checker.check_model(model, full_check=True)
     return model.SerializeToString()
+
+
+def _mapping(onnx):
+    """Return what stands for the module onnx.mapping, which MXNet asks for and onnx has dropped."""
+    numpy_types = {number: onnx.helper.tensor_dtype_to_np_dtype(number)
+                   for number in onnx.helper.get_all_tensor_dtypes()}
+    return types.SimpleNamespace(
+        TENSOR_TYPE_TO_NP_TYPE=numpy_types,
+        NP_TYPE_TO_TENSOR_TYPE={numpy_type: onnx.helper.np_dtype_to_tensor_dtype(numpy_type)
+                                for numpy_type in numpy_types.values()})
 
 
 def _keep(items, names):
