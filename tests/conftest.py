@@ -24,6 +24,7 @@ import pytest
 import d2l_ext  # noqa: F401  before any test imports mxnet, as readers should
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
+PYPROJECT = tomllib.loads((ROOT / 'pyproject.toml').read_text(encoding='utf-8'))
 
 matplotlib.use('Agg')
 # A shell lets what it starts in the background ignore Ctrl-C, and the processes that tests stop
@@ -104,12 +105,6 @@ def full_disk(room):
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
-def pyproject():
-    """Return the content of pyproject.toml."""
-    path = pathlib.Path(__file__).resolve().parent.parent / 'pyproject.toml'
-    return tomllib.loads(path.read_text(encoding='utf-8'))
 
 
 def idx(array, shape=None, kind=8):
