@@ -24,6 +24,7 @@ import pytest
 import d2l_ext  # noqa: F401  before any test imports mxnet, as readers should
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
+PYPROJECT = tomllib.loads((ROOT / 'pyproject.toml').read_text(encoding='utf-8'))
 
 matplotlib.use('Agg')
 # A shell lets what it starts in the background ignore Ctrl-C, and the processes that tests stop

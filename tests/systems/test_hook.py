@@ -13,11 +13,11 @@ import nbclient
 import nbformat
 import numpy as np
 import pytest
-from conftest import ROOT, pyproject
+from conftest import PYPROJECT, ROOT
 
 from d2l_ext.hardware import names
 
-FILES = pyproject()['tool']['hatch']['build']['targets']['wheel']['force-include']
+FILES = PYPROJECT['tool']['hatch']['build']['targets']['wheel']['force-include']
 COMPUTE = 'print(mxnet.nd.ones(3).sum().asscalar(), mxnet.np.sometrue is not None)\n'
 ORDERS = ['import mxnet', 'from d2l import mxnet as d2l; import mxnet', 'import d2l_ext, mxnet',
           'import mxnet, d2l_ext; mxnet = d2l_ext.devices.mx']
