@@ -30,7 +30,7 @@ def test_whole_numbers_pass_as_int(value):
 @pytest.mark.parametrize('value', [-1, 4, 2.0, np.float32(2), True, '2', None, math.nan, [2]])
 def test_other_values_are_named(value):
     with pytest.raises(ValueError, match=re.escape(
-            f'n must be a whole number from 0 to 3, not {value!r}')):
+            f'n must be a whole number from 0 to 3, not {quoted(value)}')):
         check_int('n', value, 0, 3)
 
 

@@ -22,7 +22,7 @@ REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 README = (REPOSITORY / 'README.md').read_text(encoding='utf-8')
 SYSTEMS = ('bookworm', 'trixie', 'sid')  # Python 3.11, 3.13 and 3.14 in 2026
 VENV = 'python3 -m venv .venv && . .venv/bin/activate'
-HOME = 'home/reader'  # below the root folder
+ADD_USER, HOME = 'useradd --create-home reader', 'home/reader'
 # How this machine reaches the package index holds there, too; and how threads wait, if it is busy.
 _PASSED = re.compile('PIP_(CERT|DEFAULT_TIMEOUT|INDEX_URL|PROXY)|SSL_CERT_FILE|REQUESTS_CA_BUNDLE'
                      '|(https?|no)_proxy|OMP_WAIT_POLICY', re.IGNORECASE)
@@ -65,9 +65,7 @@ def make_root(system, folder, bases=None):
             target = folder / value.lstrip('/')
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(value, target)
-    with open(folder / 'etc/passwd', 'a', encoding='utf-8') as passwd:
-        passwd.write(f'reader:x:1000:1000::/{HOME}:/bin/bash\n')
-    (folder / HOME).mkdir()
+    subprocess.run(['chroot', folder, *ADD_USER.split()], check=True)
     subprocess.run(['git', 'clone', '--quiet', REPOSITORY, folder / HOME / 'd2l_ext'], check=True)
     subprocess.run(['chown', '-R', '1000:1000', folder / HOME], check=True)
 
@@ -77,8 +75,8 @@ def passed():
     return {name: value for name, value in os.environ.items() if _PASSED.fullmatch(name)}
 
 
-def run(root, script, user=1000, **variables):
-    """Run a script of bash in a root folder, in the clone; print and return what it prints.
+def run(root, script, **variables):
+    """Let the ordinary user run a script of bash in the clone; print and return what it prints.
 
     Parameters
     ----------
@@ -86,8 +84,6 @@ def run(root, script, user=1000, **variables):
         The root folder.
     script : str
         What to type.
-    user : int
-        Number of the user who types it.
     **variables
         More of the environment.
 
@@ -108,7 +104,7 @@ def run(root, script, user=1000, **variables):
     # In a namespace of its own: the mounts and all processes are gone when it ends.
     lines = [f'mount {what} {shlex.quote(f"{root}{where}")}' for where, what in mounts.items()]
     lines.append('exec ' + shlex.join([
-        'chroot', f'--userspec={user}:{user}', str(root), 'env', '-i',
+        'chroot', '--userspec=1000:1000', str(root), 'env', '-i',
         *(f'{name}={value}' for name, value in variables.items()),
         'bash', '-euo', 'pipefail', '-c', f'cd /{HOME}/d2l_ext\n{script}']))
     with subprocess.Popen(
