@@ -18,8 +18,7 @@ import typing
 import numpy as np
 
 from .arguments import check_int, check_number
-from .batches import common_shape
-from .devices import mx, resolve_precision
+from .devices import mx
 from .evaluation import (
     batch_sums,
     check_batches,
@@ -28,7 +27,7 @@ from .evaluation import (
     checked_batches,
     no_batch,
 )
-from .graphs import check_initialized, check_trainer, compiled
+from .graphs import check_initialized, check_trainer, choose
 from .plotting import COLORS, check_axes, plt
 from .progress import progress_bar
 from .training import DEAD_AFTER, scale_losses, seed_epoch, set_loss_scaling
@@ -262,7 +261,6 @@ def range_test(net, train_iter, trainer, ctx, lr_min=1e-5, lr_max=1.0, num_steps
     smoothing = check_number('smoothing', smoothing, 0, 1)
     divergence = check_number('divergence', divergence, 1)
     seed = check_int('seed', seed, 0, 2**32 - 1)
-    precision = resolve_precision(precision, ctx)
     check_batches('train_iter', train_iter)
     check_initialized(net, ctx)
     check_trainer(trainer, net, [ctx])
@@ -272,8 +270,8 @@ def range_test(net, train_iter, trainer, ctx, lr_min=1e-5, lr_max=1.0, num_steps
     mean, zeros, stopped = 0., 0, 'end'
     with _untouched(params), \
             progress_bar(num_steps, ' steps', 'learning rate range test') as bar:
-        forward = compiled(net, precision, common_shape([train_iter]))
-        stand_in = _stand_in(trainer, precision == 'float16' and forward is not net)
+        forward, precision, _ = choose(net, ctx, precision, [train_iter])
+        stand_in = _stand_in(trainer, precision == 'float16')
         rates = np.geomspace(lr_min, lr_max, num_steps).tolist()
         batches = checked_batches(net, ctx, 'train_iter', _cycle(train_iter, seed))
         for i, (lr, (X, y)) in enumerate(zip(rates, batches), 1):

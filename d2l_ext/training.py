@@ -10,9 +10,8 @@ import zlib
 import numpy as np
 
 from .arguments import check_flag, check_int, check_keys, check_path, check_type
-from .batches import common_shape
 from .checkpoints import load_checkpoint, save_checkpoint
-from .devices import check_devices, mx, resolve_precision
+from .devices import check_devices, mx
 from .evaluation import (
     ADVICE,
     batch_sums,
@@ -25,7 +24,7 @@ from .evaluation import (
     no_batch,
     split,
 )
-from .graphs import check_initialized, check_trainer, compiled
+from .graphs import check_initialized, check_trainer, choose
 from .progress import progress_bar
 from .threads import threads_note
 from .workers import finish, workers_of
@@ -230,7 +229,7 @@ def print_epoch(row):
 
 
 def _check_run(net, train_iter, test_iter, trainer, ctx, precision, checkpoint, resume, report):
-    """Return devices, compiled net and its precision, or raise a ValueError if one cannot be."""
+    """Return devices and how the net is computed, or raise a ValueError if it cannot be."""
     if check_flag('resume', resume) and checkpoint is None:
         raise ValueError('resume=True needs checkpoint=, the file to go on from, not None')
     check_type('report', report, collections.abc.Callable, 'a function of a row, such as print')
@@ -240,12 +239,7 @@ def _check_run(net, train_iter, test_iter, trainer, ctx, precision, checkpoint, 
         raise ValueError('test_iter has no batch; it must have at least one')
     devices = check_devices(ctx)
     check_trainer(trainer, net, devices)
-    resolved = resolve_precision(precision, devices[0])
-    forward = compiled(net, resolved, common_shape([train_iter, test_iter]))
-    if forward is net and precision in ('bfloat16', 'float16'):
-        raise ValueError(f"precision='{precision}' needs a net of hybrid blocks without hooks; "
-                         "this one has no graph. Use precision='auto'")
-    return devices, forward, 'float32' if forward is net else resolved
+    return devices, choose(net, devices[0], precision, [train_iter, test_iter])
 
 
 def _begin(net, trainer, devices, workers, checkpoint, seed, settings, say):
@@ -335,16 +329,16 @@ def train_ch5(net, train_iter, test_iter, batch_size, trainer, ctx, num_epochs, 
     num_epochs = check_int('num_epochs', num_epochs, 0)
     seed = None if seed is None else check_int('seed', seed, 0, 2**32 - 1)
     checkpoint = None if checkpoint is None else check_path('checkpoint', checkpoint)
-    devices, forward, precision = _check_run(net, train_iter, test_iter, trainer, ctx, precision,
-                                             checkpoint, resume, report)
+    devices, (forward, precision, reason) = _check_run(
+        net, train_iter, test_iter, trainer, ctx, precision, checkpoint, resume, report)
     set_loss_scaling(trainer, precision == 'float16')
     workers = workers_of(trainer)
     if workers.number > 1:
         workers.check_alike(batch_size=batch_size, num_epochs=num_epochs, **_size(train_iter))
     say = print if workers.rank == 0 else lambda *_, **__: None
     say('training on', ctx, *[f'by {workers.number} workers'] * (workers.number > 1))
-    if threads_note():
-        say(threads_note())
+    for note in filter(None, (threads_note(), reason)):
+        say(note)
     settings = {'batch_size': batch_size, 'precision': precision}
     history, seed = _begin(net, trainer, devices, workers, checkpoint if resume else None, seed,
                            settings, say)

@@ -376,6 +376,9 @@ INTERNAL = {
     'graphs.cpu': None,
     'graphs.gpu': None,
     'graphs.rewriting': None,
+    'graphs.choosing': None,  # of what train_ch5 and others have checked: test_graphs_choosing.py
+    'graphs.state': None,
+    'graphs.tracing': ('is_trusted',),
     'evaluation': ('batch_sums', 'check_logits', 'check_params', 'check_sums', 'checked_batches',
                    'classify', 'no_batch', 'split'),
     'lr_finder': ('RangeTest',),

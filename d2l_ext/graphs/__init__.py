@@ -1,7 +1,8 @@
 """Nets as graphs: traced, checked, rewritten for CPUs and GPUs, compiled."""
+from .choosing import Choice, choose
 from .compiling import compiled
 from .receptive_fields import receptive_field
 from .tracing import check_initialized, check_input, check_net, check_trainer, trace
 
-__all__ = ['check_initialized', 'check_input', 'check_net', 'check_trainer', 'compiled',
-           'receptive_field', 'trace']
+__all__ = ['Choice', 'check_initialized', 'check_input', 'check_net', 'check_trainer', 'choose',
+           'compiled', 'receptive_field', 'trace']
