@@ -1,4 +1,5 @@
 """Where training runs: gpu(0) or the CPU, and in which precision."""
+import os
 import pathlib
 import platform
 
@@ -74,7 +75,9 @@ def processor():
 
 
 def has_bfloat16():
-    """Return whether the processor has bfloat16 instructions (AVX512-BF16 or AMX-BF16)."""
+    """Return whether MXNet can use bfloat16 instructions (AVX512-BF16 or AMX-BF16) here."""
+    if os.environ.get('MXNET_MKLDNN_ENABLED', '1').lower() in ('0', 'false'):
+        return False  # only oneDNN has layers for them
     try:
         flags = _CPUINFO.read_text().split()
     except OSError:
@@ -106,7 +109,8 @@ def resolve_precision(precision, ctx):
     if precision == 'bfloat16' and not possible:
         where = 'on a GPU' if ctx.device_type == 'gpu' else 'on this processor'
         raise ValueError(f"precision='bfloat16' does not work {where}: "
-                         "it needs a CPU with AVX512-BF16 or AMX. Use precision='auto'")
+                         'it needs a CPU with AVX512-BF16 or AMX, and MXNET_MKLDNN_ENABLED must '
+                         "not be 0. Use precision='auto'")
     if precision == 'float16' and ctx.device_type != 'gpu':
         raise ValueError("precision='float16' does not work on a CPU: MXNet has the layers in "
                          "float16 for GPUs only. Use precision='auto'")

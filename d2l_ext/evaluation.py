@@ -5,9 +5,8 @@ import math
 import numpy as np
 
 from .arguments import check_type, refusal
-from .batches import common_shape
-from .devices import check_devices, mx, resolve_precision
-from .graphs import check_initialized, check_input, compiled
+from .devices import check_devices, mx
+from .graphs import check_initialized, check_input, choose
 
 nd, gluon = mx.nd, mx.gluon
 
@@ -189,7 +188,7 @@ def predict(net, data_iter, ctx, precision='auto'):
         check_initialized(net, device)
     check_batches('data_iter', data_iter)
     check_params(net, devices[0], 'before predicting', 'Initialize the net anew, or load others')
-    forward = compiled(net, resolve_precision(precision, devices[0]), common_shape([data_iter]))
+    forward = choose(net, devices[0], precision, [data_iter]).forward
     return classify(net, forward, 'data_iter', data_iter, devices)
 
 

@@ -8,8 +8,8 @@ import time
 import numpy as np
 
 from .arguments import check_flag, check_int, check_keys, check_path, check_type
-from .batches import Batches, common_shape, seed_epoch
-from .devices import check_devices, mx, resolve_precision
+from .batches import Batches, seed_epoch
+from .devices import check_devices, mx
 from .evaluation import (
     Watch,
     check_batches,
@@ -20,7 +20,7 @@ from .evaluation import (
     no_batch,
     split,
 )
-from .graphs import check_initialized, check_trainer, compiled, scale_losses, set_loss_scaling
+from .graphs import check_initialized, check_trainer, choose, scale_losses, set_loss_scaling
 from .hardware.threads import threads_note
 from .progress import progress_bar
 from .storage.checkpoints import load_checkpoint, save_checkpoint
@@ -88,14 +88,7 @@ class Run:
         self.net, self.trainer, self.team = net, trainer, Team()
         self.devices = check_devices(ctx)
         check_trainer(trainer, net, self.devices)
-        self.precision = resolve_precision(precision, self.devices[0])
-        self.forward = compiled(net, self.precision, common_shape(iterables))
-        if self.forward is net:
-            if precision in ('bfloat16', 'float16'):
-                raise ValueError(f"precision='{precision}' needs a net of hybrid blocks with one "
-                                 "output and without hooks; this one has no graph. Use "
-                                 "precision='auto'")
-            self.precision = 'float32'
+        self.forward, self.precision, self.why = choose(net, self.devices[0], precision, iterables)
         set_loss_scaling(trainer, self.precision == 'float16')
         self.loss = gluon.loss.SoftmaxCrossEntropyLoss()
 
@@ -305,8 +298,8 @@ def train_ch5(net, train_iter, test_iter, batch_size, trainer, ctx, num_epochs, 
     team.check_alike(train_iter, batch_size=batch_size, num_epochs=num_epochs)
     say = print if team.rank == 0 else lambda *_, **__: None
     say('training on', ctx, *[f'by {team.number} workers'] * (team.number > 1))
-    if threads_note():
-        say(threads_note())
+    for note in filter(None, (threads_note(), run.why)):
+        say(note)
     settings = {'batch_size': batch_size, 'precision': run.precision}
     history, seed = _begin(run, checkpoint if resume else None, seed, settings, say)
     settings['seed'] = seed

@@ -1,8 +1,9 @@
 """Nets as graphs: traced, checked, rewritten for CPUs and GPUs, compiled."""
+from .choosing import Choice, choose
 from .compiling import compiled
 from .loss_scaling import scale_losses, set_loss_scaling
 from .receptive_fields import receptive_field
 from .tracing import check_initialized, check_input, check_net, check_trainer, trace
 
-__all__ = ['check_initialized', 'check_input', 'check_net', 'check_trainer', 'compiled',
-           'receptive_field', 'scale_losses', 'set_loss_scaling', 'trace']
+__all__ = ['Choice', 'check_initialized', 'check_input', 'check_net', 'check_trainer', 'choose',
+           'compiled', 'receptive_field', 'scale_losses', 'set_loss_scaling', 'trace']

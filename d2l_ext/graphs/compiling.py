@@ -4,9 +4,29 @@ from ..devices import PRECISIONS, mx
 from ..hardware.cuda import has_tensor_cores
 from .cpu import for_cpu
 from .gpu import channels_last
+from .rewriting import rewrite
 from .tracing import trace
 
 gluon = mx.gluon
+
+
+def _mended(new, node):
+    """Put others in the place of two operators that MXNet 1.9.1 computes wrongly or not at all."""
+    name, inputs, attrs = node['name'], node['inputs'], node['attrs']
+    if node['op'] == 'LeakyReLU' and attrs.get('act_type') == 'prelu':
+        # In a graph, its backward pass overwrites what the gradient of alpha is computed from.
+        X = new.add('Reshape', f'{name}_flat', inputs[:1], shape=(0, 0, -1))
+        alpha = new.add('Reshape', f'{name}_alpha', inputs[1:], shape=(1, -1, 1))
+        below = new.add('relu', f'{name}_below', [new.add('negative', f'{name}_minus', [X])])
+        below = new.add('broadcast_mul', f'{name}_scaled', [below, alpha])
+        above = new.add('relu', f'{name}_above', [X])
+        both = new.add('elemwise_sub', f'{name}_both', [above, below])
+        return new.add('reshape_like', name, [both, inputs[0]])
+    if node['op'] == 'Convolution' and attrs.get('num_group', '1') != '1':
+        # Inference leaves its weights in a layout that cannot be cast; this product has MXNet's.
+        plain = new.add('_mul_scalar', f'{name}_plain', inputs[1:2], scalar=1)
+        return new.copy({**node, 'inputs': [inputs[0], plain, *inputs[2:]]})
+    return None
 
 
 def _is_on_gpu(net):
@@ -47,6 +67,7 @@ def compiled(net, precision='float32', image_shape=None):
         return net
     data, params = mx.sym.var('data', dtype='float32'), net.collect_params()
     plain = gluon.SymbolBlock(graph, data, params=params)
+    graph = rewrite(graph, _mended)
     if image_shape is not None and not _is_on_gpu(net):
         graph = for_cpu(graph, image_shape, precision)
     if precision != 'float32':

@@ -5,10 +5,9 @@ MXNet convolves with oneDNN, whose kernels work on 16 channels at a time
 fit falls back to slower code. NiN has both kinds of misfits: its first convolution reads images of
 a single channel, and its last block has ten filters.
 """
-import ast
 import math
 
-from .rewriting import rewrite
+from .rewriting import rewrite, sizes
 
 _CHANNELS = 16  # at a time: as many float32 numbers as an AVX-512 register holds
 
@@ -38,17 +37,13 @@ def for_cpu(graph, image_shape, precision):
     return rewrite(graph, _pad_filters)
 
 
-def _pair(node, key, default=()):
-    return ast.literal_eval(node['attrs'].get(key, '()')) or default
-
-
 def _is_convolution(node):
     return node['op'] == 'Convolution' and node['attrs'].get('num_group', '1') == '1'
 
 
 def _reads_images(new, node):
     """Return whether this is a convolution in two dimensions of what the graph is given."""
-    return (_is_convolution(node) and len(_pair(node, 'kernel')) == 2
+    return (_is_convolution(node) and len(sizes(node, 'kernel')) == 2
             and new.nodes[node['inputs'][0][0]]['op'] == 'null')
 
 
@@ -67,13 +62,13 @@ def _pool_before_relu(new, node):
 
 def _read_blocks(new, node, image_size):
     """Let a convolution of the images read blocks of stride x stride pixels without a stride."""
-    stride = _pair(node, 'stride', (1, 1))
+    stride = sizes(node, 'stride', (1, 1))
     if (not _reads_images(new, node) or stride[0] != stride[1] or stride[0] == 1
-            or _pair(node, 'pad', (0, 0)) != (0, 0) or _pair(node, 'dilate', (1, 1)) != (1, 1)
+            or sizes(node, 'pad', (0, 0)) != (0, 0) or sizes(node, 'dilate', (1, 1)) != (1, 1)
             or any(size % stride[0] for size in image_size)):
         return None
     (images, weights, *bias), name, block = node['inputs'], node['name'], stride[0]
-    kernel = _pair(node, 'kernel')
+    kernel = sizes(node, 'kernel')
     missing = [-size % block for size in kernel]
     # MXNet's own space_to_depth takes more than twice the time of the transpose.
     images = new.add('Reshape', f'{name}_cut', [images],

@@ -1,4 +1,5 @@
 """A graph copied node by node, so that a rewrite says only what changes."""
+import ast
 import json
 
 from ..devices import mx
@@ -6,7 +7,13 @@ from ..devices import mx
 
 def nodes_of(graph):
     """Return the nodes of a symbol in their order, as MXNet's JSON has them."""
-    return json.loads(graph.tojson(remove_amp_cast=False))['nodes']
+    return [{'attrs': {}, **node}
+            for node in json.loads(graph.tojson(remove_amp_cast=False))['nodes']]
+
+
+def sizes(node, key, default=()):
+    """Return an attribute that holds one number for each axis of the maps."""
+    return ast.literal_eval(node['attrs'].get(key, '()')) or default
 
 
 class Copy:

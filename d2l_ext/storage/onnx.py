@@ -9,6 +9,7 @@ from ..arguments import check_path
 from ..devices import mx
 from ..graphs import trace
 from ..graphs.rewriting import rewrite
+from ..graphs.state import attributes_kept
 from ..studies.resources import summary
 from .files import atomic_write
 
@@ -76,9 +77,9 @@ def export_onnx(net, path, input_shape):
         except Exception as error:  # the converters of MXNet can raise anything
             raise ValueError("MXNet's exporter cannot translate this net: "
                              f'{type(error).__name__}: {error}') from error
-        inputs = {'data': mx.nd.array(X, ctx=mx.cpu()), **values}
-        with mx.autograd.pause():
-            expected = mx.nd.CachedOp(graph)(*map(inputs.get, graph.list_inputs())).asnumpy()
+        ctx = next((param.list_ctx()[0] for param in params.values()), mx.cpu())
+        with attributes_kept(net), mx.autograd.pause():
+            expected = net(mx.nd.array(X, ctx=ctx)).asnumpy()  # its graph may compute other things
     scale = max(1, np.abs(expected).max())
     if found.shape != expected.shape or not np.allclose(
             found, expected, rtol=0, atol=_TOLERANCE * scale, equal_nan=True):

@@ -7,12 +7,10 @@ is (Kingma and Ba, *Adam*, 2015, section 3), and the test stops at four times th
 Gugger, *How Do You Find A Good Learning Rate*, 2018). The suggestion is the more careful one of the
 two in use: where the loss falls fastest, and a tenth of where it is lowest (Gugger).
 """
-import contextlib
 import copy
 import dataclasses
 import itertools
 import math
-import random
 
 import numpy as np
 
@@ -28,6 +26,7 @@ from ..evaluation import (
     no_batch,
 )
 from ..graphs import check_initialized, check_trainer, set_loss_scaling
+from ..graphs.state import untouched
 from ..progress import progress_bar
 from ..training import Run
 from .plotting import COLORS, check_axes, plt
@@ -109,30 +108,6 @@ class RangeTest:
         axes.grid(alpha=0.3)
         axes.legend(fontsize='small')
         return axes
-
-
-@contextlib.contextmanager
-def _untouched(params):
-    """Put parameters, gradients and generators back to what they are now, whatever happens."""
-    python, numpy = random.getstate(), np.random.get_state()
-    # The state of MXNet's generator cannot be read; a number that it draws stands for it.
-    drawn = int(nd.random.randint(0, 2**31 - 1).asscalar())
-    # The attributes say whether initialization is still deferred; the arrays are changed in place.
-    kept = [(vars(param), dict(vars(param)),
-             [(array, array.copy()) for array in [*(param._data or ()), *(param._grad or ())]])
-            for param in params]
-    try:
-        yield
-    finally:
-        for attributes, old, arrays in kept:
-            attributes.clear()
-            attributes.update(old)
-            for array, content in arrays:
-                array[:] = content
-        nd.waitall()
-        random.setstate(python)
-        np.random.set_state(numpy)
-        mx.random.seed(drawn)
 
 
 def _stand_in(trainer):
@@ -262,8 +237,7 @@ def range_test(net, train_iter, trainer, ctx, lr_min=1e-5, lr_max=1.0, num_steps
     check_trainer(trainer, net, [ctx])
     lrs, losses, smoothed = [], [], []
     mean, zeros, stopped = 0., 0, 'end'
-    with _untouched(list(net.collect_params().values())), \
-            progress_bar(num_steps, ' steps', 'learning rate range test') as bar:
+    with untouched(net), progress_bar(num_steps, ' steps', 'learning rate range test') as bar:
         run = Run(net, _stand_in(trainer), ctx, precision, train_iter)
         rates = np.geomspace(lr_min, lr_max, num_steps).tolist()
         batches = checked_batches(net, ctx, 'train_iter', _cycle(train_iter, seed))

@@ -147,9 +147,9 @@ def d2l_ext_train_ch5(num_batches, batch_size, resize, precision='auto', in_memo
     `cifar10` takes the paper's network for small images instead.
     """
     import d2l_ext as d2l
+    from d2l_ext import nin_cifar10
     from d2l_ext.devices import mx, resolve_precision
     from d2l_ext.hardware.threads import num_threads
-    from d2l_ext.nets import nin_cifar10
 
     ctx, wait = mx.cpu(), mx.nd.waitall
     net, trainer = prepare(nin_cifar10() if cifar10 else section_net(mx.gluon.nn, **changes))

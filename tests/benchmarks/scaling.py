@@ -44,7 +44,7 @@ def cost(batch_size, resize, threads, cifar10=False, num_one_by_one=2):
 
     The latter is what `d2l_ext.resources` counts, in float32.
     """
-    from d2l_ext.nets import nin, nin_cifar10
+    from d2l_ext import nin, nin_cifar10
     from d2l_ext.studies.resources import summary
 
     net = nin_cifar10() if cifar10 else nin(num_one_by_one=num_one_by_one)

@@ -10,7 +10,7 @@ import d2l_ext
 from d2l_ext import graphs, range_test, training
 from d2l_ext.data import load_data_digits
 from d2l_ext.devices import mx, resolve_precision
-from d2l_ext.graphs import compiling, scale_losses, set_loss_scaling
+from d2l_ext.graphs import choosing, compiling, scale_losses, set_loss_scaling
 from d2l_ext.hardware import cuda
 
 nd, gluon, nn = mx.nd, mx.gluon, mx.gluon.nn
@@ -64,7 +64,7 @@ def test_a_cpu_is_refused_with_advice():
 def on_cpu(monkeypatch):
     """The loss scaler of float16 around layers in float32, which alone the CPU has."""
     from mxnet.contrib import amp
-    monkeypatch.setattr(training, 'resolve_precision',
+    monkeypatch.setattr(choosing, 'resolve_precision',
                         lambda precision, ctx: 'float32' if precision == 'auto' else precision)
     monkeypatch.setattr(amp, 'convert_symbol', lambda symbol, *_, **__: symbol)
     monkeypatch.setattr(compiling, 'has_tensor_cores', lambda: False)

@@ -10,7 +10,7 @@ from d2l_ext import load_data_digits, range_test, train_ch5
 from d2l_ext.batches import Batches, common_shape
 from d2l_ext.devices import has_bfloat16, mx
 from d2l_ext.evaluation import predict
-from d2l_ext.graphs import compiled, compiling, trace
+from d2l_ext.graphs import choosing, compiled, compiling, trace
 from d2l_ext.graphs.cpu import for_cpu
 from d2l_ext.graphs.rewriting import nodes_of
 from d2l_ext.nets import mlpconv, nin
@@ -263,8 +263,7 @@ def test_training_predicting_and_testing_rates_tell_the_shape(monkeypatch, known
         shapes.append(image_shape)
         return compiled(net, precision, image_shape)
 
-    for module in ('training', 'evaluation', 'lr_finder'):
-        monkeypatch.setattr(f'd2l_ext.{module}.compiled', spy)
+    monkeypatch.setattr(choosing, 'compiled', spy)
     train_iter, test_iter = (batches.take(20) for batches in load_data_digits(10, resize=12))
     if not known:
         train_iter, test_iter = list(train_iter), list(test_iter)

@@ -10,7 +10,7 @@ import d2l_ext
 from d2l_ext import evaluation, progress, training
 from d2l_ext.batches import Batches
 from d2l_ext.devices import has_bfloat16, mx
-from d2l_ext.graphs import compiled
+from d2l_ext.graphs import choosing, compiled
 from d2l_ext.scale.workers import Workers
 
 nd, gluon, nn, autograd, init = mx.nd, mx.gluon, mx.gluon.nn, mx.autograd, mx.init
@@ -251,7 +251,7 @@ def test_checkpoint_of_another_network_or_setting(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match='seed=0, not 3'):
         train(checkpoint=path, resume=True, seed=3)
     with pytest.raises(ValueError, match="precision='float32', not 'bfloat16'"):
-        monkeypatch.setattr(training, 'resolve_precision', lambda *_: 'bfloat16')
+        monkeypatch.setattr(choosing, 'resolve_precision', lambda *_: 'bfloat16')
         train(checkpoint=path, resume=True)
     assert path.read_bytes() == content
 
@@ -404,7 +404,7 @@ def test_predict_checks_its_batches_too(change, error, message):
 
 
 def test_bfloat16_needs_a_graph(monkeypatch):
-    monkeypatch.setattr(training, 'resolve_precision', lambda precision, ctx: 'bfloat16')
+    monkeypatch.setattr(choosing, 'resolve_precision', lambda precision, ctx: 'bfloat16')
     with pytest.raises(ValueError, match='hybrid blocks'):
         train(Custom(), precision='bfloat16')
     train(Custom(), precision='auto')
