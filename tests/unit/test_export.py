@@ -137,6 +137,20 @@ def test_kinds_of_nets(tmp_path, make, shape):
     np.testing.assert_allclose(run(tmp_path / 'net.onnx', X), expected, rtol=0, atol=1e-5)
 
 
+class OnlyAsAGraph(mx.gluon.HybridBlock):
+    """Computes something else when it is called."""
+
+    def hybrid_forward(self, F, X):
+        return X if F is mx.sym else X * 0.5
+
+
+@needs_onnx
+def test_a_net_that_its_graph_does_not_stand_for(tmp_path):
+    with pytest.raises(ValueError, match='computes other outputs'):
+        export_onnx(initialized(sequence(nn.Dense(3), OnlyAsAGraph())), tmp_path / 'net.onnx', (4,))
+    assert not list(tmp_path.iterdir())
+
+
 @needs_onnx
 def test_what_the_file_says(tmp_path):
     import onnx

@@ -344,8 +344,11 @@ def test_groups_in_bfloat16_after_the_net_was_called():
         nd.waitall()
 
 
+# Images of a pixel are enough for all resnets, but in the deepest gradients overflow, by Gluon's
+# own eager float32 as well.
 SMALLEST = {
-    **{f'resnet{depth}_v{version}': 1 for depth in (18, 34, 50, 101, 152) for version in (1, 2)},
+    **{f'resnet{depth}_v{version}': 1 for depth in (18, 34, 50) for version in (1, 2)},
+    **{f'resnet{depth}_v{version}': 32 for depth in (101, 152) for version in (1, 2)},
     **{f'vgg{depth}{norm}': 32 for depth in (11, 13, 16, 19) for norm in ('', '_bn')},
     'alexnet': 63, 'inceptionv3': 299, 'squeezenet1.0': 213, 'squeezenet1.1': 209,
     **{f'densenet{depth}': 221 for depth in (121, 161, 169, 201)},
