@@ -8,7 +8,8 @@ import numpy as np
 from ..batches import common_shape
 from ..devices import mx, resolve_precision
 from .compiling import compiled
-from .rewriting import nodes_of, sizes
+from .cpu import crop_windows, window_in_use
+from .rewriting import maps_of, nodes_of, sizes
 from .state import attributes_kept, untouched, user_attributes
 from .tracing import is_trusted, trace
 
@@ -86,7 +87,9 @@ def choose(net, ctx, precision='auto', batches=()):
     if X is None and not trusted:
         return _layer_by_layer(net, precision, 'its batches can be read only once, so that its '
                                'graph could not be tried')
-    reason = _idle_windows(graph, X.shape) if padded and X is not None else ''
+    reason = ''
+    if padded and X is not None:
+        reason = _idle_windows(crop_windows(graph, shape) if shape else graph, X.shape)
     if reason and precision == 'bfloat16':
         raise _does_not_work(precision, reason)
     candidates = ('float32',) if reason else tuple(dict.fromkeys((asked, 'float32')))
@@ -151,30 +154,15 @@ def _is_known(graph):
 
 
 def _idle_windows(graph, shape):
-    """Return why not bfloat16, if there are convolutions whose windows are too large for it.
-
-    oneDNN does not write the gradients of weights that meet nothing but padding: they are what the
-    memory held before.
-    """
-    nodes, internals = nodes_of(graph), graph.get_internals()
-    try:
-        shapes = dict(zip(internals.list_outputs(), internals.infer_shape_partial(data=shape)[1]))
-    except mx.MXNetError:  # the run says which layer the images do not fit
-        return ''
+    """Return why not bfloat16, if there are convolutions with windows that are not in use whole."""
+    nodes, maps = nodes_of(graph), maps_of(graph, shape)
     for node in nodes:
-        if node['op'] != 'Convolution':
+        if node['op'] != 'Convolution' or not maps.get(nodes[node['inputs'][0][0]]['name']):
             continue
-        source = nodes[node['inputs'][0][0]]
-        maps = shapes.get(source['name'] + '_output' * (source['op'] != 'null'))
-        axes = zip((maps or ())[2:], sizes(node, 'kernel'), *(
-            sizes(node, key, 3 * (default,))
-            for key, default in (('pad', 0), ('stride', 1), ('dilate', 1))))
-        for size, kernel, pad, stride, dilation in axes:
-            starts = range(-pad, size + pad - dilation * (kernel - 1), stride)
-            if size and not all(any(0 <= start + dilation * i < size for start in starts)
-                                for i in range(kernel)):
-                return (f"in bfloat16 MXNet would compute wrong gradients of {node['name']}: at "
-                        'its margins, its windows see nothing but padding in such small maps')
+        used = window_in_use(node, maps[nodes[node['inputs'][0][0]]['name']])
+        if used != [(0, size - 1) for size in sizes(node, 'kernel')]:
+            return (f"in bfloat16 MXNet would compute wrong gradients of {node['name']}: at "
+                    'its margins, its windows see nothing but padding in such small maps')
     return ''
 
 
@@ -197,7 +185,8 @@ def _step(net, forward, X, train_mode=True, seed=0):
     random.seed(seed)
     np.random.seed(seed)
     mx.random.seed(0)  # two calls draw the same dropout
-    params = [param for _, param in sorted(net.collect_params().items())]
+    params = [param for _, param in sorted(net.collect_params().items())
+              if param._data is not None]  # a layer that is never used stays deferred
     X = X.copy()
     X.attach_grad()
     for param in params:

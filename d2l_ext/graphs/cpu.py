@@ -7,7 +7,7 @@ a single channel, and its last block has ten filters.
 """
 import math
 
-from .rewriting import rewrite, sizes
+from .rewriting import maps_of, rewrite, sizes
 
 _CHANNELS = 16  # at a time: as many float32 numbers as an AVX-512 register holds
 
@@ -20,6 +20,8 @@ def for_cpu(graph, image_shape, precision):
     - A convolution that reads the images with a stride becomes one without: each block of stride x
       stride pixels turns into the channels of one pixel, and so do the weights, padded with zeros
       to whole blocks ("space to depth").
+    - In bfloat16, the margins of windows that see nothing but padding are cut off, see
+      :func:`window_in_use`.
     - In bfloat16, where another convolution reads images of fewer than 16 channels and feeds a
       batch normalization, channels of zeros make up 16, in the images and in the weights alike.
 
@@ -29,6 +31,8 @@ def for_cpu(graph, image_shape, precision):
     which a sum is added up.
     """
     channels, *image_size = image_shape
+    if precision == 'bfloat16':
+        graph = crop_windows(graph, image_shape)
     graph = rewrite(graph, _pool_before_relu)
     graph = rewrite(graph, lambda new, node: _read_blocks(new, node, image_size))
     # As measured, neither float32 nor a convolution that feeds a ReLU gains from more channels.
@@ -81,6 +85,47 @@ def _read_blocks(new, node, image_size):
     weights = new.add('space_to_depth', f'{name}_blocks', [weights], block_size=block)
     return new.copy({**node, 'inputs': [images, weights, *bias]}, stride=(1, 1), kernel=tuple(
         (size + more) // block for size, more in zip(kernel, missing)))
+
+
+def window_in_use(node, maps):
+    """Return for each axis the first and the last position of a window that ever sees its map.
+
+    The others, in maps smaller than the window, see nothing but padding. In bfloat16 oneDNN does
+    not write the gradients of their weights: they are what the memory held before.
+    """
+    found = []
+    for size, kernel, pad, stride, dilation in zip(maps[2:], sizes(node, 'kernel'), *(
+            sizes(node, key, 3 * (default,))
+            for key, default in (('pad', 0), ('stride', 1), ('dilate', 1)))):
+        starts = range(-pad, size + pad - dilation * (kernel - 1), stride)
+        used = [i for i in range(kernel)
+                if any(0 <= start + dilation * i < size for start in starts)]
+        found.append((used[0], used[-1]) if used else (0, kernel - 1))
+    return found
+
+
+def crop_windows(graph, image_shape):
+    """Cut off what :func:`window_in_use` leaves, where it is as much on both sides."""
+    maps = maps_of(graph, (1, *image_shape))
+
+    def crop(new, node):
+        shape = node['op'] == 'Convolution' and maps.get(new.nodes[node['inputs'][0][0]]['name'])
+        if not shape or sizes(node, 'dilate', (1, 1)) != (1, 1):
+            return None
+        kernel, pad = sizes(node, 'kernel'), sizes(node, 'pad', (0, 0))
+        cut = [first if first == size - 1 - last else 0
+               for size, (first, last) in zip(kernel, window_in_use(node, shape))]
+        if not any(cut):
+            return None
+        (X, weights, *bias), name = node['inputs'], node['name']
+        for i, margin in enumerate(cut):
+            weights = new.add('slice_axis', f'{name}_cropped{i}', [weights], axis=2 + i,
+                              begin=margin, end=kernel[i] - margin)
+        return new.copy({**node, 'inputs': [X, weights, *bias]},
+                        kernel=tuple(size - 2 * margin for size, margin in zip(kernel, cut)),
+                        pad=tuple(size - margin for size, margin in zip(pad, cut)))
+
+    return rewrite(graph, crop)
 
 
 def _pad_channels(new, node, channels):

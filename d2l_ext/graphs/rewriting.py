@@ -16,6 +16,17 @@ def sizes(node, key, default=()):
     return ast.literal_eval(node['attrs'].get(key, '()')) or default
 
 
+def maps_of(graph, shape):
+    """Return the shape of each node's first output by its name, for batches of `shape`."""
+    internals = graph.get_internals()
+    try:
+        shapes = internals.infer_shape_partial(data=shape)[1]
+    except mx.MXNetError:  # the run says which layer the images do not fit
+        return {}
+    return {name.rpartition('_output')[0] or name: found
+            for name, found in zip(internals.list_outputs(), shapes)}
+
+
 class Copy:
     """The new graph while it grows: nodes with `op`, `name`, `attrs` and `inputs`.
 

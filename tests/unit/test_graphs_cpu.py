@@ -284,3 +284,22 @@ def test_never_on_a_gpu(monkeypatch):
     for param in net.collect_params().values():
         monkeypatch.setattr(param, 'list_ctx', lambda: [mx.gpu()])
     compiled(net, image_shape=(1, 96, 96))
+
+
+@pytest.mark.skipif(not has_bfloat16(), reason='this processor has no bfloat16')
+@pytest.mark.parametrize('size, used', [(1, slice(1, 2)), (2, slice(0, 3))])
+def test_margins_of_windows_that_see_nothing_but_padding_get_no_gradient(size, used):
+    net = one_layer(nn.Conv2D(16, 3, padding=1))
+    net.initialize()
+    X = nd.random.normal(shape=(4, 16, size, size))
+    gradients = []
+    for precision in ('float32', 'bfloat16'):
+        forward = compiled(net, precision, X.shape[1:])
+        for _ in range(2):  # memory is used again
+            with mx.autograd.record():
+                output = forward(X)
+            output.backward()
+        gradients.append(net[0].weight.grad().asnumpy())
+    np.testing.assert_allclose(*gradients, atol=0.02 * abs(gradients[0]).max())
+    gradients[1][:, :, used, used] = 0
+    assert not gradients[1].any()
