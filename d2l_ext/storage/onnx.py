@@ -5,12 +5,11 @@ from unittest import mock
 
 import numpy as np
 
-from ..arguments import check_path
+from ..arguments import check_path, check_shape
 from ..devices import mx
-from ..graphs import trace
+from ..graphs import check_input, trace
 from ..graphs.rewriting import rewrite
 from ..graphs.state import attributes_kept
-from ..studies.resources import summary
 from .files import atomic_write
 
 _OPSET = 13  # the newest operators that MXNet 1.9.1's exporter writes
@@ -48,14 +47,12 @@ def export_onnx(net, path, input_shape):
     >>> export_onnx(net, 'nin.onnx', (1, 224, 224))  # doctest: +SKIP
     """
     path = check_path('path', path)
-    summary(net, input_shape)  # names the layer that has no graph or cannot take the shape
-    input_shape = tuple(map(int, input_shape))
+    input_shape = check_shape('input_shape', input_shape, 'the shape of one example')
     graph = trace(net)
-    if graph is None:
+    if graph is None or len(graph.list_outputs()) != 1:
         raise ValueError('net has no graph to export: it must be made of hybrid blocks, or plain '
-                         'Sequentials of them, without hooks')
-    if not isinstance(graph, mx.sym.Symbol) or len(graph.list_outputs()) != 1:
-        raise ValueError('net must return one array')
+                         'Sequentials of them, without hooks, and return one array')
+    check_input(net, (1, *input_shape))
     params = _params(net, graph)
     try:
         import onnx  # noqa: F401  for _convert
