@@ -109,11 +109,11 @@ def choose(net, ctx, precision='auto', batches=()):
             return _layer_by_layer(net, precision, difference)
         for candidate in candidates:
             try:
-                _step(net, compiled(net, candidate, shape), X)
+                with untouched(net):  # or what failed late would be found in the next trial
+                    _step(net, compiled(net, candidate, shape), X)
                 break
             except Exception as error:  # MXNet's or NumPy's, of whatever a layer may do
-                said = str(error).strip().splitlines()[-1]
-                reason = f'MXNet cannot compute its graph in {candidate} ({said})'
+                reason = f'MXNet cannot compute its graph in {candidate} ({_said(error)})'
                 if candidate == precision != 'float32':
                     raise _does_not_work(precision, reason) from error
         else:
@@ -124,6 +124,10 @@ def choose(net, ctx, precision='auto', batches=()):
 def _compiled(net, precision, shape, reason):
     return Choice(compiled(net, precision, shape), precision,
                   reason and f'the net is computed in {precision}: {reason}')
+
+
+def _said(error):
+    return str(error).split('Check failed: ')[-1].strip().splitlines()[-1]
 
 
 def _does_not_work(precision, reason):
@@ -171,12 +175,18 @@ def _images(batches, shape, ctx):
     if shape is not None:
         return nd.array(np.random.uniform(size=(_NUM_IMAGES, *shape)), ctx=ctx)
     for iterable in batches:
-        if iter(iterable) is iterable:
+        state = getattr(iterable, '__dict__', {})  # it may count its passes
+        old = dict(state)
+        try:
+            iterator = iter(iterable)
+            for batch in iterator if iterator is not iterable else ():
+                with contextlib.suppress(Exception):  # what is no batch is refused in the run
+                    return nd.array(batch[0][:_NUM_IMAGES], ctx=ctx)
+                break
             return None
-        for batch in iterable:
-            with contextlib.suppress(Exception):  # a batch that is none is refused in the run
-                return nd.array(batch[0][:_NUM_IMAGES], ctx=ctx)
-            return None
+        finally:
+            state.clear()
+            state.update(old)
     return None
 
 
@@ -216,7 +226,7 @@ def _difference(net, X):
             try:
                 again = _step(net, graph, X, train_mode)
             except Exception as error:
-                return f'its graph fails ({str(error).strip().splitlines()[-1]})'
+                return f'its graph fails ({_said(error)})'
             if not _close(first, again):
                 return 'its graph computes something else ' + (
                     'in training' if train_mode else 'in prediction')

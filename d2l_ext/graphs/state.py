@@ -72,6 +72,12 @@ def untouched(net):
         try:
             yield
         finally:
+            # An operator that failed in the background is reported by what waits for its results;
+            # until then they cannot be written.
+            for wait in [nd.waitall, *(array.wait_to_read for array, _ in arrays
+                                       if isinstance(array, nd.NDArray)), nd.waitall]:
+                with contextlib.suppress(mx.MXNetError):
+                    wait()
             for array, content in arrays:
                 array[:] = content
             nd.waitall()

@@ -217,6 +217,19 @@ def test_batches_that_can_be_read_once_are_not_read():
     assert choose(net, CPU, 'float32', [iter(make_batches())]).forward is not net
 
 
+def test_batches_that_count_their_passes_start_at_the_first():
+    class Passes:
+        number = 0
+
+        def __iter__(self):
+            self.number += 1
+            return iter(make_batches())
+
+    batches = Passes()
+    assert choose(make_net(Residual()), CPU, 'float32', [batches]).reason == ''
+    assert batches.number == 0
+
+
 def test_a_net_that_a_checkpoint_will_initialize():
     net = nn.HybridSequential()
     net.add(nn.Conv2D(6, 3), Residual(), nn.Dense(10))
