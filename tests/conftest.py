@@ -44,6 +44,8 @@ def pytest_addoption(parser):
 def pytest_runtest_setup(item):
     if item.get_closest_marker('heavy') and not item.config.getoption('--heavy'):
         pytest.skip('a long repetition: pass --heavy or set D2L_EXT_HEAVY=1')
+    if item.get_closest_marker('index') and 'index' not in item.config.getoption('-m'):
+        pytest.skip('asks the package index: pass -m index')
 
 
 class Faults:
@@ -105,12 +107,6 @@ def full_disk(room):
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
-def pyproject():
-    """Return the content of pyproject.toml."""
-    path = pathlib.Path(__file__).resolve().parent.parent / 'pyproject.toml'
-    return tomllib.loads(path.read_text(encoding='utf-8'))
 
 
 def idx(array, shape=None, kind=8):

@@ -71,8 +71,7 @@ def _end_all(code):
 def main(argv=None):
     args = _parse_args(argv)
     # dmlc_tracker calls what Python 3.9 removed.
-    if not hasattr(threading.Thread, 'isAlive'):
-        threading.Thread.isAlive = threading.Thread.is_alive
+    threading.Thread.isAlive = threading.Thread.is_alive
     from dmlc_tracker import opts, tracker
     cluster = importlib.import_module(f'dmlc_tracker.{args.launcher}')
     given = {name: value for name, value in os.environ.items()
