@@ -1,4 +1,5 @@
 """The command line: python -m d2l_ext."""
+import os
 import re
 
 import pytest
@@ -6,6 +7,7 @@ import pytest
 from d2l_ext import __main__ as command_line
 from d2l_ext.devices import mx
 from d2l_ext.storage import fashion_mnist
+from d2l_ext.storage.checkpoints import read_history
 from d2l_ext.studies import search
 
 SMALL = ['--dataset', 'digits', '--images', '60', '--resize', '67', '--epochs', '2']
@@ -24,8 +26,35 @@ def test_prints_the_setting_and_the_table(capsys):
         assert expected in out
     rows = [line.split() for line in out.splitlines() if re.match(r'\s+\d  ', line)]
     assert [row[0] for row in rows] == ['1', '2']
-    assert [row[2:7:2] for row in rows] == [['2.2627', '0.154', '0.362'],
-                                            ['1.6522', '0.381', '0.578']]
+    assert [len(row) for row in rows] == [5, 5] and ' book ' not in out
+    assert out.endswith('(type: jupyter lab chapters).\n')
+    assert f'tells {float(rows[-1][3]):.0%} of 12 test images right' in out
+
+
+def test_the_books_columns_stand_beside_the_books_setting_only(capsys):
+    row = {'epoch': 2, 'loss': 1.5, 'train_acc': .4, 'test_acc': .5, 'seconds': 9}
+    command_line.print_rows([{**row, 'epoch': 1}, row, {**row, 'epoch': 6}], beside_book=True)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(set(map(len, lines))) == 1
+    assert lines[0].split().count('book') == 3
+    assert lines[2].split() == ['2', '1.5000', '1.6522', '0.400', '0.381', '0.500', '0.578', '9.0']
+    assert lines[3].split() == ['6', '1.5000', '0.400', '0.500', '9.0']
+    small = [*SMALL, '--full', '--batch-size', '20', '--epochs', '1']
+    assert command_line.main(small) == 0  # the digits' numbers compare with none of the book
+    assert ' book ' not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('dataset, seed, epochs, least', [
+    ('digits', 0, 2, .8),
+    *(pytest.param('digits', seed, 5, .9, marks=pytest.mark.heavy) for seed in range(10)),
+    *(pytest.param('fashion-mnist', seed, 5, .75, marks=pytest.mark.heavy) for seed in range(5))])
+def test_a_first_run_learns(dataset, seed, epochs, least, tmp_path):
+    if dataset == 'fashion-mnist' and 'D2L_EXT_DATA' not in os.environ:
+        pytest.skip('needs D2L_EXT_DATA, the folder of fashion-mnist/')
+    path = str(tmp_path / 'run.npz')
+    assert command_line.main(['--dataset', dataset, '--seed', str(seed), '--epochs', str(epochs),
+                              '--checkpoint', path]) == 0
+    assert read_history(path)[-1]['test_acc'] >= least
 
 
 def test_books_own_five_epochs():
@@ -36,8 +65,8 @@ def test_books_own_five_epochs():
 
 def test_full_is_the_books_setting():
     args = command_line.parse_args(['--full'])
-    assert (args.images, args.resize, args.batch_size, args.lr, args.init, args.epochs) == (
-        None, 224, 128, 0.1, 'xavier', 5)
+    assert (args.images, args.resize, args.batch_size, args.optimizer, args.lr, args.init,
+            args.epochs, args.precision) == (None, 224, 128, 'sgd', 0.1, 'xavier', 5, 'auto')
 
 
 def test_options_win_over_the_setting():
