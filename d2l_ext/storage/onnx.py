@@ -51,11 +51,9 @@ def export_onnx(net, path, input_shape):
     summary(net, input_shape)  # names the layer that has no graph or cannot take the shape
     input_shape = tuple(map(int, input_shape))
     graph = trace(net)
-    if graph is None:
+    if graph is None or len(graph.list_outputs()) != 1:
         raise ValueError('net has no graph to export: it must be made of hybrid blocks, or plain '
-                         'Sequentials of them, without hooks')
-    if not isinstance(graph, mx.sym.Symbol) or len(graph.list_outputs()) != 1:
-        raise ValueError('net must return one array')
+                         'Sequentials of them, without hooks, and return one array')
     params = _params(net, graph)
     try:
         import onnx  # noqa: F401  for _convert
