@@ -51,7 +51,8 @@ def test_metadata_holds_nothing_of_a_single_run(path):
     assert notebook.metadata.kernelspec == {
         'display_name': 'Python 3 (ipykernel)', 'language': 'python', 'name': 'python3'}
     assert notebook.metadata.keys() <= {'kernelspec', 'language_info'}  # no widget states
-    assert {key for cell in notebook.cells for key in cell.metadata} <= {'tags'}  # no times
+    keys = {key for cell in notebook.cells for key in cell.metadata}
+    assert keys <= {'tags', 'mystnb'}  # what a figure shows, in words, but no times
     assert not [output for cell in code_cells(path) for output in cell.outputs  # no dead widgets
                 if 'application/vnd.jupyter.widget-view+json' in output.get('data', {})]
 
