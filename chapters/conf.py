@@ -62,7 +62,7 @@ def complete(app, docname, source):
             source[0] += f'\n```{{toctree}}\n:hidden:\n:caption: {caption}\n\n{pages}\n```\n'
     elif docname == 'api':  # all that is public, by module
         modules = {}
-        for name in d2l_ext.__all__:
+        for name in filter(lambda name: callable(getattr(d2l_ext, name)), d2l_ext.__all__):
             modules.setdefault(getattr(d2l_ext, name).__module__, []).append(name)
         for module in sorted(modules, key=lambda module: (module.count('.'), module)):
             about = importlib.import_module(module).__doc__.partition('\n')[0]
