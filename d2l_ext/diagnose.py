@@ -17,8 +17,6 @@ from .hardware.cuda import GPU_WHEEL, VERSION, Problem, check, device_wish, has_
 
 _VARIABLES = ('CUDA_VISIBLE_DEVICES', 'D2L_EXT_DATA', 'D2L_EXT_DEVICE', 'LD_LIBRARY_PATH',
               'MXNET_HOME', 'MXNET_USE_FUSION', 'OMP_NUM_THREADS')
-_INSTALL = ('Install the requirements anew, with Python 3.10 to 3.14, in the folder that holds '
-            'requirements.txt:\n    python -m pip install --no-deps -r requirements.txt')
 
 
 def _tidy(text):
@@ -74,15 +72,18 @@ def import_problem(error):
     for problem in problems:
         if problem.fatal:
             return problem
+    lock = '.requirements/gpu.txt' if GPU_WHEEL in facts.wheels else 'requirements.txt'
+    install = ('Install the requirements anew, with Python 3.10 to 3.14, in the folder that holds '
+               f'requirements.txt:\n    python -m pip install --no-deps -r {lock}')
     if not facts.wheels:
-        return Problem('MXNet is not installed', _INSTALL, fatal=True)
+        return Problem('MXNet is not installed', install, fatal=True)
     what = f'MXNet cannot be imported: {type(error).__name__}: {error}'
     if getattr(error, 'name', None) == 'mxnet':  # pip knows the wheel, but its files are gone
         pins = ' '.join(f'{name}=={VERSION}' for name in facts.wheels)
         return Problem(
             f'{what}. Its files are gone, as after removing one of two wheels',
             f'    python -m pip install --force-reinstall --no-deps {pins}', fatal=True)
-    return Problem(what, _INSTALL, fatal=True)
+    return Problem(what, install, fatal=True)
 
 
 def _import_d2l_ext():

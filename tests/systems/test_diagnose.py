@@ -161,6 +161,13 @@ def test_mxnet_cannot_be_imported(cpu, capsys, monkeypatch, error, what, fix):
     assert 'threads, bfloat16 and data are not checked' in out
 
 
+def test_the_gpu_wheel_cannot_be_imported(machine, home, capsys, monkeypatch):  # noqa: F811
+    good(machine)
+    monkeypatch.setattr(diagnose, '_import_d2l_ext', lambda: 1 / 0)
+    status, out = run(capsys)
+    assert status == 1 and 'python -m pip install --no-deps -r .requirements/gpu.txt' in out
+
+
 def test_mxnet_is_absent(machine, home, capsys, monkeypatch):  # noqa: F811
     def fail():
         raise ModuleNotFoundError("No module named 'mxnet'", name='mxnet')
