@@ -12,14 +12,14 @@ import sys
 import threading
 import urllib.parse
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
-
 import matplotlib
 import numpy as np
 import pytest
+
+try:
+    import tomllib
+except ImportError:  # on Python 3.10
+    import tomli as tomllib
 
 import d2l_ext  # noqa: F401  before any test imports mxnet, as readers should
 
