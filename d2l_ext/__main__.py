@@ -15,6 +15,7 @@ if __name__ == '__main__':
     except (ImportError, OSError) as error:
         sys.exit(f'error: {import_problem(error)}')
 
+from .arguments import check_path
 from .devices import mx, processor, resolve_precision, try_gpu
 from .evaluation import checked_batches
 from .hardware.threads import num_threads
@@ -69,7 +70,6 @@ def parse_args(argv):
     parser.add_argument('--seed', type=int, default=0,
                         help='of everything random; the same seed repeats a run (default: 0)')
     add_options(parser)
-    parser.set_defaults(precision=None)
     parser.add_argument('--checkpoint', metavar='FILE',
                         help="where the state is kept after each epoch (default: the user's "
                              'cache folder)')
@@ -87,8 +87,6 @@ def parse_args(argv):
         if getattr(args, name) is None:
             setattr(args, name, value)
     args.reduced = defaults is REDUCED
-    if args.precision is None:  # MXNet's gradients are wrong in bfloat16 where a map is one pixel
-        args.precision = 'float32' if args.reduced else 'auto'
     if args.kvstore is None and 'DMLC_ROLE' in os.environ:
         parser.error('a launcher started this process as one of several (DMLC_ROLE is set): add '
                      '--kvstore dist_sync, or each would train alone')
@@ -156,8 +154,9 @@ def run(args):
     ctx = try_gpu()
     precision = resolve_precision(args.precision, ctx)
     train_iter, test_iter = load(args, ctx)
-    checkpoint = args.checkpoint or default_checkpoint(args, train_iter, precision)
-    kept = read_history(checkpoint) if args.resume and os.path.exists(checkpoint) else []
+    checkpoint = check_path('--checkpoint', args.checkpoint or default_checkpoint(
+        args, train_iter, precision))
+    kept = read_history(checkpoint) if args.resume and checkpoint.exists() else []
     print('Section 7.3, Network in Network')
     print(f'  device     {ctx}, {processor()}')
     print(f'  threads    {num_threads()}')
