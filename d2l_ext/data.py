@@ -75,8 +75,31 @@ def load_data_digits(batch_size, resize=None, *, flip=False, shift=0, normalize=
     1,797 handwritten digits of 8x8 pixels, from the UCI Optical Recognition set, split once and
     for all into 1,437 for training and 360 for testing, each class in proportion.
 
-    Parameters and results are as for :func:`load_data_fashion_mnist`, but there is no file to
-    find, and the images are 8x8 pixels.
+    Parameters
+    ----------
+    batch_size : int
+        Images in a batch.
+    resize : int, optional
+        Height and width of the images, in pixels; 8 if left out.
+    flip : bool
+        Whether training images are mirrored left to right, each with probability 1/2.
+    shift : int
+        By how many pixels of 8x8 training images move at most, up or down, left or right.
+    normalize : bool
+        Whether the mean of the training images is subtracted and the result divided by
+        their standard deviation. Without, values are from 0 to 1.
+    ctx : mxnet.Context, optional
+        Device of the batches; by default ``try_gpu()``.
+
+    Returns
+    -------
+    train_iter, test_iter : Batches
+        `train_iter` is shuffled, flipped and shifted anew for every pass.
+
+    Raises
+    ------
+    ValueError
+        If an argument is out of range.
     """
     from sklearn.datasets import load_digits  # a second's import, needed here only
     from sklearn.model_selection import train_test_split
@@ -95,9 +118,32 @@ def load_data(batch_size, resize=None, *, flip=False, shift=0, normalize=False, 
     """Return Fashion-MNIST where it can be had, else the embedded digits, and say which.
 
     What the chapters and ``python -m d2l_ext`` use, so that they run without a network.
-    Parameters and results are those of the loader that is used, :func:`load_data_fashion_mnist`
-    (without root and verify) or :func:`load_data_digits`. An archive that is damaged is a
-    ValueError, not a reason to fall back.
+
+    Parameters
+    ----------
+    batch_size : int
+        Images in a batch.
+    resize : int, optional
+        Height and width of the images, in pixels; 28, or 8 with the digits, if left out.
+    flip : bool
+        Whether training images are mirrored left to right, each with probability 1/2.
+    shift : int
+        By how many of their own pixels training images move at most, up or down, left or right.
+    normalize : bool
+        Whether the mean of the training images is subtracted and the result divided by
+        their standard deviation. Without, values are from 0 to 1.
+    ctx : mxnet.Context, optional
+        Device of the batches; by default ``try_gpu()``.
+
+    Returns
+    -------
+    train_iter, test_iter : Batches
+        `train_iter` is shuffled, flipped and shifted anew for every pass.
+
+    Raises
+    ------
+    ValueError
+        If an archive is damaged, which is no reason to fall back, or an argument is out of range.
     """
     settings = {'flip': flip, 'shift': shift, 'normalize': normalize, 'ctx': ctx}
     try:
@@ -109,7 +155,22 @@ def load_data(batch_size, resize=None, *, flip=False, shift=0, normalize=False, 
 
 
 def get_fashion_mnist_labels(labels):
-    """Return the class names of Fashion-MNIST labels (any iterable of whole numbers 0 to 9)."""
+    """Return the class names of Fashion-MNIST labels.
+
+    Parameters
+    ----------
+    labels : iterable of int
+        From 0 to 9, such as an array of shape (batch,), NumPy's or MXNet's.
+
+    Returns
+    -------
+    list of str
+
+    Raises
+    ------
+    ValueError
+        If a label is none of these.
+    """
     labels = labels.asnumpy() if hasattr(labels, 'asnumpy') else labels
     check_type('labels', labels, collections.abc.Iterable, 'whole numbers from 0 to 9')
     return [FASHION_MNIST_CLASSES[check_int('labels', int(label) if label in range(10) else label,

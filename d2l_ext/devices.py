@@ -22,6 +22,10 @@ def try_gpu(i=0):
     i : int
         Number of the GPU, from 0.
 
+    Returns
+    -------
+    mxnet.Context
+
     Raises
     ------
     ValueError

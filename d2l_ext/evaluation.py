@@ -214,7 +214,26 @@ def classify(net, forward, name, data_iter, devices):
 def evaluate_accuracy(net, data_iter, ctx, precision='auto'):
     """Return the fraction of images in `data_iter` that `net` classifies right.
 
-    Parameters and errors are those of :func:`predict`.
+    Parameters
+    ----------
+    net : mxnet.gluon.Block
+        Maps (batch, ...) to logits of shape (batch, classes).
+    data_iter : iterable
+        Of ``(X, y)``, y of shape (batch,).
+    ctx : mxnet.Context or list of mxnet.Context
+        Devices of the parameters; several share each batch.
+    precision : {'auto', 'float32', 'bfloat16', 'float16'}
+        In which the layers compute.
+
+    Returns
+    -------
+    float
+        From 0 to 1.
+
+    Raises
+    ------
+    ValueError, FloatingPointError
+        As :func:`predict` does.
     """
     predicted, true = predict(net, data_iter, ctx, precision)
     return float((predicted == true).mean())

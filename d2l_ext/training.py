@@ -174,7 +174,18 @@ def _with_values(trainer):
 
 
 def print_epoch(row):
-    """Print a row of a history as the section does."""
+    """Print a row of a history as the section does.
+
+    Parameters
+    ----------
+    row : dict
+        One epoch, as ``train_ch5`` reports it.
+
+    Raises
+    ------
+    ValueError
+        If `row` lacks a key.
+    """
     check_keys('row', row, _ROW_KEYS)
     print('epoch %d, loss %.4f, train acc %.3f, test acc %.3f, time %.1f sec'
           % (row['epoch'], row['loss'], row['train_acc'], row['test_acc'], row['seconds']),

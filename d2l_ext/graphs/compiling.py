@@ -59,6 +59,16 @@ def compiled(net, precision='float32', image_shape=None):
         Channels, height and width of all images, if they are known beforehand. On a CPU
         convolutions are then rearranged, see :mod:`d2l_ext.graphs.cpu`, and other images no longer
         fit.
+
+    Returns
+    -------
+    mxnet.gluon.Block
+        Maps a batch of float32 as `net` does.
+
+    Raises
+    ------
+    ValueError
+        If `net` is no block, or `precision` or `image_shape` none of these.
     """
     check_choice('precision', precision, PRECISIONS[1:])
     _check_image(image_shape)

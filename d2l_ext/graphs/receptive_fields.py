@@ -31,6 +31,11 @@ def receptive_field(net):
     net : mxnet.gluon.Block
         A chain of layers for images, as nested ``Sequential`` blocks.
 
+    Returns
+    -------
+    rows, columns : int
+        In pixels.
+
     Raises
     ------
     ValueError

@@ -86,11 +86,18 @@ def save_params(net, path, dtype='float32'):
     Parameters
     ----------
     net : mxnet.gluon.Block
-        Initialized.
+        Initialized, and called once if shapes were deferred.
     path : str or path
         File to write; replaced only once the new content is complete.
     dtype : {'float32', 'float16'}
         'float16' halves the file; the values are rounded.
+
+    Raises
+    ------
+    ValueError
+        If a parameter has no values yet, or `dtype` or `path` is none of these.
+    OSError
+        If the file cannot be written.
     """
     check_choice('dtype', dtype, ('float32', 'float16'))
     _save_arrays(path, {name: value.astype(dtype) for name, value in _values(net).items()})

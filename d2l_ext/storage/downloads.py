@@ -36,6 +36,16 @@ def data_folders(folder_name):
     """Return the folders searched for a data set; a download goes into the first.
 
     `folder_name` in the folder that D2L_EXT_DATA names, if it is set, then in MXNet's own cache.
+
+    Parameters
+    ----------
+    folder_name : str
+        Such as ``'fashion-mnist'``.
+
+    Returns
+    -------
+    list of pathlib.Path
+        They need not exist.
     """
     own = os.environ.get('D2L_EXT_DATA')
     return [*([check_path('D2L_EXT_DATA', own) / folder_name] if own else []),

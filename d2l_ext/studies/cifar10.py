@@ -91,11 +91,10 @@ def load_data_cifar10(batch_size, root=None, verify=True, *, resize=None, flip=F
     Krizhevsky, *Learning Multiple Layers of Features from Tiny Images*, 2009. Gluon's own class
     for this set is not used: it unpacks its download over files that it does not recognize.
 
-    All else is as for :func:`load_data_fashion_mnist`, with `X` of shape (batch, 3, 32, 32), red,
-    green, blue, and statistics of each channel.
-
     Parameters
     ----------
+    batch_size : int
+        Images in a batch.
     root : str or path, optional
         Folder that directly holds ``data_batch_1.bin`` to ``data_batch_5.bin`` and
         ``test_batch.bin``; the only place searched, and left as it is. Without it: ``cifar10/``
@@ -105,6 +104,32 @@ def load_data_cifar10(batch_size, root=None, verify=True, *, resize=None, flip=F
     verify : bool
         Whether the files must be the official ones. False accepts copies of the same layout with
         any number of images.
+    resize : int, optional
+        Height and width of the images, in pixels; 32 if left out.
+    flip : bool
+        Whether training images are mirrored left to right, each with probability 1/2.
+    shift : int
+        By how many pixels of 32x32 training images move at most, up or down, left or right.
+    normalize : bool
+        Whether the mean of each channel over the training images is subtracted and the result
+        divided by their standard deviation. Without, values are from 0 to 1.
+    ctx : mxnet.Context, optional
+        Device of the batches; by default ``try_gpu()``.
+
+    Returns
+    -------
+    train_iter, test_iter : Batches
+        `train_iter` is shuffled, flipped and shifted anew for every pass. Their channels are
+        red, green, blue.
+
+    Raises
+    ------
+    ValueError
+        If a file is not the official one or is damaged, or an argument is out of range.
+    FileNotFoundError
+        If `root` lacks a file.
+    OSError
+        If the archive cannot be downloaded or kept.
 
     Examples
     --------

@@ -242,6 +242,11 @@ class Mirrored(nn.HybridBlock):
     ----------
     net : mxnet.gluon.HybridBlock
         Maps (batch, channels, height, width) to logits; trained with mirror images.
+
+    Raises
+    ------
+    ValueError
+        If `net` is no HybridBlock.
     """
 
     def __init__(self, net):
@@ -264,6 +269,11 @@ class Shifted(nn.HybridBlock):
     net : mxnet.gluon.HybridBlock
         Maps (batch, channels, height, width), at least 2 pixels each way, to logits; trained with
         shifted images.
+
+    Raises
+    ------
+    ValueError
+        If `net` is no HybridBlock.
     """
 
     def __init__(self, net):

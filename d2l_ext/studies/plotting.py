@@ -36,7 +36,24 @@ def _check_histories(name, histories, keys):
 def plot_curve(axes, histories, key, label, i):
     """Draw the mean of `key` over the histories, and a band from the lowest to the highest.
 
-    It has the colour, line and marker number `i`, which start again when all have been used.
+    Parameters
+    ----------
+    axes : matplotlib.axes.Axes
+        Where to draw.
+    histories : list of list of dict
+        One a seed, as ``train_ch5`` returns them, all of the same length.
+    key : str
+        Of the rows, such as ``'loss'``.
+    label : str or None
+        Of the curve in the legend.
+    i : int
+        Number of the colour, line and marker, from 0; they start again when all have been used.
+
+    Raises
+    ------
+    ValueError
+        If `axes` is no Axes, `i` is out of range, the lengths differ, or a row has no `epoch` or
+        `key`.
     """
     check_axes(axes)
     _check_histories('histories', histories, ('epoch', key))
@@ -59,12 +76,18 @@ def plot_histories(groups, figsize=(9, 3.2)):
         ``{label: histories}`` with a list of histories (one a seed) each, or one history as
         ``train_ch5`` returns it.
     figsize : pair of float
-        In inches.
+        Width and height in inches.
 
     Returns
     -------
     numpy.ndarray of matplotlib.axes.Axes
         Loss, accuracy.
+
+    Raises
+    ------
+    ValueError
+        If the histories of a label differ in length, a row has no `epoch` or `loss`, or `figsize`
+        is no pair of numbers above 0.
     """
     if isinstance(groups, (list, tuple)):
         groups = {'': [groups]}
@@ -109,6 +132,12 @@ def show_images(images, num_rows, num_cols, titles=None, scale=1.5):
     -------
     numpy.ndarray of matplotlib.axes.Axes
         One a cell, row by row.
+
+    Raises
+    ------
+    ValueError
+        If there is no image, one has another shape, there are fewer titles than images shown, or
+        a number is out of range.
     """
     num_rows = check_int('num_rows', num_rows, 1)
     num_cols = check_int('num_cols', num_cols, 1)
@@ -135,7 +164,25 @@ def show_images(images, num_rows, num_cols, titles=None, scale=1.5):
 
 
 def show_samples(data_iter, num_rows=2, num_cols=9):
-    """Draw the first images that `data_iter` yields, each under the name of its class."""
+    """Draw the first images that `data_iter` yields, each under the name of its class.
+
+    Parameters
+    ----------
+    data_iter : Batches
+        Of grey images, with the names of their classes.
+    num_rows, num_cols : int
+        Of the grid. Only the first batch is drawn.
+
+    Returns
+    -------
+    numpy.ndarray of matplotlib.axes.Axes
+        One a cell, row by row.
+
+    Raises
+    ------
+    ValueError
+        If `data_iter` knows no names, its images are not grey, or a number is out of range.
+    """
     if not getattr(data_iter, 'classes', ()):
         raise refusal('data_iter', data_iter, 'batches that know the names of their classes, such '
                       'as load_data_digits(18)[0]')
@@ -158,7 +205,23 @@ def confusion_report(matrix, classes):
     """Return a confusion matrix in words: a line for each class, and one for all.
 
     Each says what share of the images of the class is right and which class they are most often
-    taken for. `matrix`, `classes` and errors are those of :func:`plot_confusion`.
+    taken for.
+
+    Parameters
+    ----------
+    matrix : array of int, shape (classes, classes)
+        Images by true class (row) and predicted class (column).
+    classes : sequence of str
+        Names of the classes.
+
+    Returns
+    -------
+    str
+
+    Raises
+    ------
+    ValueError
+        If the matrix is not one of counts, with a row and a column for each class.
     """
     matrix, lines = _check_confusion(matrix, classes), []
     width = max(len(str(name)) for name in classes) + 1
@@ -184,6 +247,8 @@ def plot_confusion(matrix, classes, figsize=(6, 5)):
         Images by true class (row) and predicted class (column).
     classes : sequence of str
         Names of the classes.
+    figsize : pair of float
+        Width and height in inches.
 
     Returns
     -------
@@ -192,7 +257,8 @@ def plot_confusion(matrix, classes, figsize=(6, 5)):
     Raises
     ------
     ValueError
-        If the matrix is not one of counts, with a row and a column for each class.
+        If the matrix is not one of counts, with a row and a column for each class, or `figsize` is
+        no pair of numbers above 0.
     """
     matrix = _check_confusion(matrix, classes)
     figure, axes = plt.subplots(figsize=_check_figsize(figsize), layout='constrained')
@@ -224,6 +290,11 @@ def plot_speed(record, axes=None, limit=None):
     Returns
     -------
     matplotlib.axes.Axes
+
+    Raises
+    ------
+    ValueError
+        If `record` lacks a key, `axes` is no Axes, or `limit` is not above 0.
     """
     check_keys('record', record, ('rows', 'resize', 'batch_size'))
     for row in record['rows'].values():

@@ -24,7 +24,12 @@ _RUN_KEYS = {'variant', 'seed', 'history', 'environment', 'date'}
 
 
 def results_folder():
-    """Return the folder of the committed records, ``chapters/results``."""
+    """Return the folder of the committed records, ``chapters/results``.
+
+    Returns
+    -------
+    pathlib.Path
+    """
     return _CHAPTERS / 'results'
 
 
@@ -65,6 +70,28 @@ def checkpoint_path(name, config, seed, variant=''):
 
     The path is the same whenever `name`, `config`, `seed` and `variant` are; a run with another
     configuration never meets it.
+
+    Parameters
+    ----------
+    name : str
+        Of the record.
+    config : dict
+        Everything that decides the results, as JSON can hold it.
+    seed : int
+        Of the run, from 0 to 2**32 - 1.
+    variant : str
+        Of the run.
+
+    Returns
+    -------
+    pathlib.Path
+        In the user's cache folder, or in the one that D2L_EXT_CACHE names.
+
+    Raises
+    ------
+    ValueError
+        If `name` cannot be that of a file, JSON cannot hold `config`, `seed` is out of range,
+        or `variant` is no string.
     """
     _check_name(name)
     setting = [_as_json('config', config), *_check_run(seed, variant)]
@@ -108,6 +135,16 @@ def dataset_facts(name, num_images=None):
 
 def load_record(path):
     """Return the record in a JSON file.
+
+    Parameters
+    ----------
+    path : str or path
+        File to read.
+
+    Returns
+    -------
+    dict
+        As :func:`recorded` returns it.
 
     Raises
     ------
@@ -260,10 +297,22 @@ def recorded(name, function, config, seeds=(0,), variants=('',)):
 def load_weights(net, record):
     """Set the parameters of `net` to those kept beside `record` and return the run they are from.
 
+    Parameters
+    ----------
+    net : mxnet.gluon.Block
+        With the same layers; need not be initialized.
+    record : dict
+        As :func:`recorded` or :func:`load_record` returns it.
+
+    Returns
+    -------
+    dict
+        The first of the record's runs that kept its parameters.
+
     Raises
     ------
     ValueError
-        If none were kept, or they belong to another network.
+        If none were kept, the file is damaged, or they belong to another network.
     FileNotFoundError
         If the file is gone.
     """
@@ -285,6 +334,15 @@ def validation_history(history):
     ----------
     history : list of dict
         As ``train_ch5`` returns it; it stays as it is.
+
+    Returns
+    -------
+    list of dict
+
+    Raises
+    ------
+    ValueError
+        If it is no list of dictionaries that have `test_acc`.
     """
     if not isinstance(history, list):
         raise refusal('history', history, 'the list that train_ch5 returns')
@@ -293,7 +351,25 @@ def validation_history(history):
 
 
 def final_values(record, key='test_acc'):
-    """Return {variant: array over seeds} of `key` in the last epoch of every run."""
+    """Return `key` in the last epoch of every run, by variant.
+
+    Parameters
+    ----------
+    record : dict
+        As :func:`recorded` or :func:`load_record` returns it.
+    key : str
+        Of a row of a history, such as ``'loss'``.
+
+    Returns
+    -------
+    dict
+        ``{variant: values}`` with a numpy.ndarray of shape (seeds,) each.
+
+    Raises
+    ------
+    ValueError
+        If `record` has no runs under `runs`, or a last epoch no `key`.
+    """
     values = {}
     for run in check_keys('record', record, ('runs',))['runs']:
         last = run['history'][-1]

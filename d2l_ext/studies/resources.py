@@ -404,6 +404,10 @@ def summary(net, input_shape, batch_size=1, dtype='float32'):
     dtype : {'float32', 'float16', 'bfloat16', 'int8'}
         Of the activations, and of the parameters in inference.
 
+    Returns
+    -------
+    Summary
+
     Raises
     ------
     ValueError

@@ -248,6 +248,11 @@ def trial_table(study):
         `val_acc`, after its last epoch, a fraction, None if there was no epoch; the settings;
         `seconds`, None while it runs; `reason`, why it was pruned, or None; `val_accs`, after each
         epoch.
+
+    Raises
+    ------
+    ValueError
+        If `study` is none of Optuna's.
     """
     check_type('study', study, optuna.Study, 'a study that tune returned')
     return [{
