@@ -151,7 +151,7 @@ def test_table_is_plain_data(tmp_path):
     for row, trial in zip(rows, study.trials):
         assert row['state'] == 'complete' and row['reason'] is None and row['seconds'] > 0
         assert row['val_acc'] == row['val_accs'][-1] == trial.value and len(row['val_accs']) == 2
-        settings = {key: row[key] for key in search._KEYS}
+        settings = {key: row[key] for key in search.KEYS}
         assert settings == trial.user_attrs['settings'] == trial.params
 
 
