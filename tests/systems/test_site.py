@@ -12,7 +12,7 @@ import threading
 import nbformat
 import pytest
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 CHAPTERS = ROOT / 'chapters'
 NOTEBOOKS = sorted(path.stem for path in CHAPTERS.glob('*.ipynb'))
 PAGES = [*NOTEBOOKS, 'api', 'index', 'genindex', 'search']
