@@ -25,6 +25,7 @@ INSTEAD = re.search(r"^instead='(.*)'", SCRIPT, re.M)[1].split()  # of what mxne
 LOCKS = {name: re.findall(r'--extra (\w+)', options)
          for name, options in re.findall(r'^lock (\S+)(.*)', SCRIPT, re.M)}
 HASHES = '.requirements/hashes.txt'
+SITE = '.requirements/site.txt'  # what comes on top of requirements.txt
 PYTHONS = ('3.10.20', '3.11.0', '3.11.15', '3.12.12', '3.13.9', '3.14.0')
 LINUX = {'sys_platform': 'linux', 'os_name': 'posix', 'platform_system': 'Linux',
          'platform_machine': 'x86_64', 'implementation_name': 'cpython'}
@@ -50,7 +51,7 @@ def applies(requirement, environment):
 
 def pins(name, environment=HERE):
     """Return {name: version} of a lock's pins that hold here, or in another environment."""
-    found = {}
+    found = pins('requirements.txt', environment) if name == SITE else {}
     for line in content(name):
         requirement = Requirement('d2l_ext' if line == '-e .' else line.partition(' --hash')[0])
         if line != '-e .' and applies(requirement, environment):
@@ -81,11 +82,12 @@ def test_every_line_is_an_exact_pin_and_no_file_names_an_index(name):
     if name == HASHES:
         assert all(re.fullmatch(r'[^#@]+( --hash=sha256:[0-9a-f]{64})+', line) for line in lines)
         lines = [line.partition(' --hash')[0] for line in lines]
-    else:
+    elif name != SITE:
         assert lines.pop(0) == '-e .'
     assert lines and all(map(exact, lines))
     text = (ROOT / name).read_text(encoding='utf-8')
-    options = '--no-deps --require-hashes' if name == HASHES else '--no-deps'
+    options = {HASHES: '--no-deps --require-hashes',
+               SITE: '--no-deps -r requirements.txt'}.get(name, '--no-deps')
     assert f'#     python -m pip install {options} -r {name}\n' in text
     assert not re.search(r'://|@|\bindex|find-links|trusted-host|^-(?!e \.$)', text, re.M)
 

@@ -61,19 +61,6 @@ def test_restores_everything_after_an_error(trained, error, after):
     assert everything(net, trainer) == before
 
 
-def test_restores_gradients_that_add_up():
-    net = make_net()
-    for param in net.collect_params().values():
-        if param.grad_req == 'write':
-            param.grad_req = 'add'
-    trainer = make_trainer(net)
-    train(net, trainer, 1)
-    before = everything(net, trainer)
-    assert any(np.any(value) for value in before['gradients'].values())
-    sweep(net, trainer)
-    assert everything(net, trainer) == before
-
-
 @pytest.mark.parametrize('name, seed', [('momentum', 3), ('adam', None)])
 @pytest.mark.parametrize('state', ['deferred', 'initialized', 'trained'])
 def test_training_goes_on_as_if_there_had_been_no_test(state, name, seed):
