@@ -267,8 +267,8 @@ def train_ch5(net, train_iter, test_iter, batch_size, trainer, ctx, num_epochs, 
         Passes over `train_iter`, those already in a resumed checkpoint included.
     precision : {'auto', 'float32', 'bfloat16', 'float16'}
         In which the layers compute; 'auto' is bfloat16 where the processor has instructions
-        for it. float16 needs a GPU, and its loss is scaled. Parameters, gradients and loss are
-        float32 always.
+        for it and it works with `net`, else float32; a line says why not. float16 needs a GPU,
+        and its loss is scaled. Parameters, gradients and loss are float32 always.
     checkpoint : str or path, optional
         File that receives the whole state after each epoch. When Ctrl-C or a full disk ends
         the run, a line says how to go on from it. A file that is there without `resume` is kept
