@@ -112,7 +112,7 @@ def result_rows():
     record, _, seeds, accuracy = result('07_03_exercise_1_best_network_best')
     assert all(3000 < run['seconds'] < 4200 for run in record['runs'])
     yield f', an hour, {seeds} | {accuracy} |'
-    record, _, seeds, accuracy = result('nin_paper_cifar10_modern')
+    record, _, seeds, accuracy = result('further_cifar10_modern')
     assert all(6600 < run['seconds'] < 7800 for run in record['runs'])
     data = record['dataset']
     yield (f", two hours, {seeds}, {data['test_images']:,} of the "
