@@ -190,12 +190,18 @@ def test_the_stand_in_gives_the_same_history(resize, monkeypatch):
             history(d2l_ext.train_ch5, *map(take, ours), precision='float32'), rtol=1e-4)
 
 
+# Gluon insists on archives that are packed otherwise than the published ones.
+NO_DOWNLOAD = f"""
+import os
+from mxnet.gluon.data.vision import datasets
+datasets.download = lambda url, **_: os.path.join({str(DATA)!r}, os.path.basename(url))
+"""
+
+
 @needs_data
 @pytest.mark.heavy
 @each_copied
 def test_a_cell_to_copy_runs_with_the_stand_in(page, source, isolated, monkeypatch):
-    """With Fashion-MNIST where Gluon downloads it to."""
-    folder = isolated / 'mxnet' / 'datasets'
-    folder.mkdir(parents=True)
-    (folder / 'fashion-mnist').symlink_to(DATA)
-    run_alone(IMPORT.sub(lambda _: stand_in_code(), source), isolated / 'empty', monkeypatch)
+    if IMPORT.search(source):
+        code = NO_DOWNLOAD + IMPORT.sub(lambda _: stand_in_code(), source)
+        run_alone(code, isolated / 'empty', monkeypatch)
