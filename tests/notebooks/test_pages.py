@@ -24,7 +24,7 @@ LINKED = re.compile(r'\]\((?!https?:)([^)#]+)')
 STAND_IN = '<details>\n<summary>Without <code>d2l_ext</code>'
 IMPORT = re.compile(r'^import d2l_ext as d2l\b.*$', re.M)
 MAY_USE = {'try_gpu', 'load_data', 'load_data_fashion_mnist', 'train_ch5'}
-TAGS = {'copy-this', 'hide-input', 'nbval-ignore-output', 'remove-cell'}
+TAGS = {'copy-this', 'hide-input', 'nbval-ignore-output', 'pytorch', 'remove-cell'}
 
 each_page = pytest.mark.parametrize('page', CELLS)
 
