@@ -9,7 +9,7 @@ from sphinx.util import logging
 
 import d2l_ext
 
-project = 'Network in Network, measured'
+project = 'Network in Network'
 html_title = project
 language = 'en'
 exclude_patterns = ['.ipynb_checkpoints', 'results']

@@ -285,7 +285,7 @@ def plot_speed(record, axes=None, limit=None):
     axes : matplotlib.axes.Axes, optional
         Where to draw; by default in a new figure.
     limit : float, optional
-        What the processor could do, images/s; drawn as a line.
+        Images/s at the pace of the processor's matrix products; drawn as a line.
 
     Returns
     -------
@@ -314,6 +314,6 @@ def plot_speed(record, axes=None, limit=None):
              xlim=(0, 1.5 * max(speeds)))
     if limit is not None:
         axes.axvline(check_number('limit', limit, 0), color=COLORS[1], linestyle='--', zorder=0,
-                     label='limit (matrix products)')
+                     label='pace of matrix products')
         axes.legend(loc='upper right', fontsize='small')
     return axes

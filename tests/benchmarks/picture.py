@@ -9,7 +9,7 @@ from matplotlib import pyplot as plt
 
 from d2l_ext import load_record, results_folder
 from d2l_ext.__main__ import BOOK
-from d2l_ext.studies.plotting import plot_curve, plot_speed
+from d2l_ext.studies.plotting import COLORS, plot_speed
 
 from . import limits, scaling
 
@@ -19,8 +19,9 @@ def main():
     record = load_record(results_folder() / '07_03_nin_book.json')
     speed = json.loads((results_folder() / 'benchmarks.json').read_text())
     figure, (left, right) = plt.subplots(1, 2, figsize=(10.5, 3.2), layout='constrained')
-    histories = [run['history'] for run in record['runs']]
-    plot_curve(left, histories, 'test_acc', f'here, {len(histories)} seeds', 0)
+    for i, run in enumerate(record['runs']):
+        left.plot(range(1, 6), [row['test_acc'] for row in run['history']], color=COLORS[0],
+                  linewidth=1, label=None if i else f"here, {len(record['runs'])} seeds")
     left.plot(range(1, 6), [row[2] for row in BOOK], 'k:', label="the book's run")
     left.set(title='Section 7.3 at full scale', xlabel='epoch', ylabel='test accuracy', ylim=(0, 1),
              xticks=range(1, 6))
@@ -28,7 +29,7 @@ def main():
     left.legend(loc='lower right', fontsize='small')
     limit = json.loads((results_folder() / f'{limits.NAME}.json').read_text())
     plot_speed(speed, right, limit['limit_images_per_second'][limit['precision']])
-    figure.savefig(results_folder() / '07_03_nin.png', dpi=120)
+    figure.savefig(results_folder() / '07_03_nin.png', dpi=200)
     path = results_folder() / f'{scaling.NAME}.json'
     scaling.draw(json.loads(path.read_text())).savefig(path.with_suffix('.png'), dpi=120)
 

@@ -242,7 +242,7 @@ CASES = {
     'compare_means': Case(
         lambda folder: {'groups': {'a': [1] * 5, 'b': [2] * 5}, 'pairs': [('a', 'b')]}, [
             *unexpected('groups', 'a dictionary', 3, None),
-            Row('groups', {'a': [1] * 3, 'b': [2] * 5}, 'at least five runs', '[1, 1, 1]'),
+            Row('groups', {'a': [1] * 3, 'b': [2] * 5}, 'at least five runs', '[1, 1, 1]', 'a'),
             *unexpected('pairs', 'a sequence of pairs', 3, None),
             Row('pairs', [('a', 'c')], 'a pair of names of groups', "('a', 'c')")]),
     'validation_history': Case(
