@@ -79,6 +79,8 @@ class RangeTest:
     def plot(self, axes=None):
         """Draw the losses over the learning rates and mark the suggestion and a dead net.
 
+        The curve is the means that the suggestion is read from.
+
         Parameters
         ----------
         axes : matplotlib.axes.Axes, optional
@@ -92,7 +94,10 @@ class RangeTest:
             _, axes = plt.subplots(figsize=(5, 3.2), layout='constrained')
         check_axes(axes)
         axes.plot(self.lrs, self.losses, '.', color=COLORS[5], markersize=4, label='batches')
-        axes.plot(self.lrs, self.smoothed, '-', color=COLORS[0], label='smoothed')
+        alive = [lr for lr in self.lrs if self.dead_from is None or lr < self.dead_from]
+        half, means = _running_means(self.losses[:len(alive)])
+        axes.plot(alive[half:half + len(means)], means, '-', color=COLORS[0],
+                  label=f'mean of {2 * half + 1}')
         if self.suggestion is not None:
             axes.axvline(self.suggestion, color=COLORS[1], linestyle='--',
                          label=f'suggestion {self.suggestion:.2g}')
@@ -138,15 +143,23 @@ def _cycle(train_iter, seed):
             raise no_batch('train_iter')
 
 
+def _running_means(losses):
+    """Return `half`, and the mean of each loss and the `half` on either side: nothing trails."""
+    half = max(2, round(len(losses) / 20))
+    width = 2 * half + 1
+    if len(losses) < width:
+        return half, np.array([])
+    return half, np.convolve(losses, np.full(width, 1 / width), 'valid')
+
+
 def _suggest(lrs, losses):
     """Return a learning rate, or None, and a sentence on where it comes from."""
-    half = max(2, round(len(lrs) / 20))
-    width = 2 * half + 1  # batches that are looked at together; here nothing trails behind
+    half, means = _running_means(losses)
+    width = 2 * half + 1
     if len(lrs) < 2 * width:
         return None, (f'the test ended after {len(lrs)} useful steps, too few to tell; try a '
                       'smaller lr_min or more steps')
     x, y = np.log10(lrs), np.array(losses)
-    means = np.convolve(y, np.full(width, 1 / width), 'valid')
     lowest = int(np.argmin(means))
     fall = means[0] - means[lowest]
     # What such a mean is off by, from how much neighbouring batches differ.

@@ -107,9 +107,9 @@ def result(name):
 def result_rows():
     _, epochs, seeds, accuracy = result('07_03_nin_book')
     yield f"| the book's recipe, {epochs}, {seeds} | {accuracy} | {BOOK[-1][2]} in the book"
-    _, epochs, seeds, accuracy = result('07_03_exercise_1_hyperparameters_corners')
+    _, epochs, seeds, accuracy = result('further_tuning_corners')
     yield f', {epochs}, {seeds} | {accuracy} |'
-    record, _, seeds, accuracy = result('07_03_exercise_1_best_network_best')
+    record, _, seeds, accuracy = result('further_best_network_best')
     assert all(3000 < run['seconds'] < 4200 for run in record['runs'])
     yield f', an hour, {seeds} | {accuracy} |'
     record, _, seeds, accuracy = result('further_cifar10_modern')

@@ -327,12 +327,13 @@ def test_plot():
     test = RangeTest(LRS, LOSSES, LOSSES, 0.004, 'by hand', 'divergence', None)
     axes = test.plot()
     assert axes.get_xscale() == 'log' and axes.get_yscale() == 'linear'
-    batches, smoothed, mark = axes.lines
-    for line in (batches, smoothed):
-        assert list(line.get_xdata()) == LRS and list(line.get_ydata()) == LOSSES
+    batches, means, mark = axes.lines
+    assert list(batches.get_xdata()) == LRS and list(batches.get_ydata()) == LOSSES
+    assert list(means.get_xdata()) == LRS[2:-2]
+    assert means.get_ydata() == pytest.approx(np.array([1.92, 1.66, 1.82, 11.4, 191.04]))
     assert list(mark.get_xdata()) == [0.004, 0.004]
     labels = [text.get_text() for text in axes.get_legend().get_texts()]
-    assert labels == ['batches', 'smoothed', 'suggestion 0.004']
+    assert labels == ['batches', 'mean of 5', 'suggestion 0.004']
     colors = {line.get_color() for line in axes.lines}
     assert len(colors) == 3 and colors <= set(plotting.COLORS)
     assert axes.get_ylim()[1] < 10  # the curve is not squashed by what came after
@@ -346,7 +347,7 @@ def test_plot_of_a_dead_net_without_a_suggestion():
     axes = test.plot(given)
     assert axes is given and len(axes.lines) == 2
     labels = [text.get_text() for text in axes.get_legend().get_texts()]
-    assert labels == ['batches', 'smoothed', 'dead: every logit is 0']
+    assert labels == ['batches', 'mean of 5', 'dead: every logit is 0']
     axes.figure.canvas.draw()
 
 
