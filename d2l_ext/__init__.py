@@ -38,6 +38,7 @@ _MODULES = {
     'storage.downloads': ('data_folders',),
     'storage.onnx': ('export_onnx',),
     'studies.cifar10': ('CIFAR10_CLASSES', 'CIFAR10_SHA1', 'load_data_cifar10'),
+    'studies.comparing': ('compare_means',),
     'studies.inception': ('Inception', 'Residual', 'googlenet', 'inception_v3_stage3',
                           'inception_v3_stage4', 'inception_v3_stage5'),
     'studies.lr_finder': ('RangeTest', 'range_test'),

@@ -239,6 +239,12 @@ CASES = {
     'load_weights': Case(
         committed, [*NETS, *unexpected('record', 'the keys name, runs', 3, None, {}),
                     Row('record', record(), 'no weights', 'the record a')]),
+    'compare_means': Case(
+        lambda folder: {'groups': {'a': [1] * 5, 'b': [2] * 5}, 'pairs': [('a', 'b')]}, [
+            *unexpected('groups', 'a dictionary', 3, None),
+            Row('groups', {'a': [1] * 3, 'b': [2] * 5}, 'at least five runs', '[1, 1, 1]'),
+            *unexpected('pairs', 'a sequence of pairs', 3, None),
+            Row('pairs', [('a', 'c')], 'a pair of names of groups', "('a', 'c')")]),
     'validation_history': Case(
         lambda folder: {'history': history()},
         [*unexpected('history', 'the list that train_ch5 returns', 3, None, {}),
