@@ -16,15 +16,9 @@ import numpy as np
 
 from ..arguments import check_int, check_number
 from ..batches import seed_epoch
+from ..checks.batches import batch_sums, check_sums, checked_batches, no_batch
+from ..checks.watch import DEAD_AFTER
 from ..devices import mx
-from ..evaluation import (
-    DEAD_AFTER,
-    batch_sums,
-    check_batches,
-    check_sums,
-    checked_batches,
-    no_batch,
-)
 from ..graphs import check_initialized, check_trainer, set_loss_scaling
 from ..graphs.state import untouched
 from ..progress import progress_bar
@@ -232,13 +226,12 @@ def range_test(net, train_iter, trainer, ctx, lr_min=1e-5, lr_max=1.0, num_steps
     smoothing = check_number('smoothing', smoothing, 0, 1)
     divergence = check_number('divergence', divergence, 1)
     seed = check_int('seed', seed, 0, 2**32 - 1)
-    check_batches('train_iter', train_iter)
     check_initialized(net, ctx)
     check_trainer(trainer, net, [ctx])
     lrs, losses, smoothed = [], [], []
     mean, zeros, stopped = 0., 0, 'end'
     with untouched(net), progress_bar(num_steps, ' steps', 'learning rate range test') as bar:
-        run = Run(net, _stand_in(trainer), ctx, precision, train_iter)
+        run = Run(net, _stand_in(trainer), ctx, precision, train_iter=train_iter)
         rates = np.geomspace(lr_min, lr_max, num_steps).tolist()
         batches = checked_batches(net, ctx, 'train_iter', _cycle(train_iter, seed))
         for i, (lr, batch) in enumerate(zip(rates, batches), 1):
