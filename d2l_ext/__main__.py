@@ -17,7 +17,8 @@ if __name__ == '__main__':
 
 from .arguments import check_path
 from .checks.batches import checked_batches
-from .devices import mx, processor, resolve_precision, try_gpu
+from .devices import mx, resolve_precision, try_gpu
+from .hardware.processor import processor
 from .hardware.threads import num_threads
 from .nets import INITS, nin
 from .scale.team import Team

@@ -1,17 +1,13 @@
 """Where training runs: gpu(0) or the CPU, and in which precision."""
-import os
-import pathlib
-import platform
-
 from .arguments import check_choice, check_int, check_type, refusal
 from .hardware.cuda import Problem, fall_back, may_use_gpu, prepare
+from .hardware.processor import has_bfloat16
 
 prepare()  # again: the package itself has only printed its ImportError
 import mxnet as mx  # noqa: E402
 
 PRECISIONS = ('auto', 'float32', 'bfloat16', 'float16')
 _DEVICE = 'a device such as mx.cpu() or try_gpu()'
-_CPUINFO = pathlib.Path('/proc/cpuinfo')
 
 
 def try_gpu(i=0):
@@ -65,28 +61,6 @@ def check_devices(ctx):
     if len(set(devices)) != len(devices) or len({ctx.device_type for ctx in devices}) != 1:
         raise refusal('ctx', ctx, f'{_DEVICE}, or a list of different devices of one kind')
     return devices
-
-
-def processor():
-    """Return the model name of the processor."""
-    try:
-        for line in _CPUINFO.read_text().splitlines():
-            if line.startswith('model name'):
-                return line.split(':', 1)[1].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
-
-
-def has_bfloat16():
-    """Return whether MXNet can use bfloat16 instructions (AVX512-BF16 or AMX-BF16) here."""
-    if os.environ.get('MXNET_MKLDNN_ENABLED', '1').lower() in ('0', 'false'):
-        return False  # only oneDNN has layers for them
-    try:
-        flags = _CPUINFO.read_text().split()
-    except OSError:
-        return False
-    return 'avx512_bf16' in flags or 'amx_bf16' in flags
 
 
 def resolve_precision(precision, ctx):

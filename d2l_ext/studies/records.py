@@ -11,7 +11,8 @@ import numpy as np
 import pooch
 
 from ..arguments import check_int, check_keys, check_pair, check_path, check_type, refusal
-from ..devices import mx, processor, resolve_precision, try_gpu
+from ..devices import mx, resolve_precision, try_gpu
+from ..hardware.processor import processor
 from ..hardware.threads import num_threads
 from ..storage import fashion_mnist
 from ..storage.checkpoints import load_params, save_params
