@@ -20,13 +20,13 @@ from .checks.batches import checked_batches
 from .devices import mx, resolve_precision, try_gpu
 from .hardware.processor import processor
 from .hardware.threads import num_threads
-from .nets import INITS, nin
+from .nets import nin
 from .scale.team import Team
 from .scale.workers import KVSTORES, connect
 from .storage.checkpoints import read_history
 from .studies.commands import add_options, exit_status, load
+from .studies.initialization import INITS, start_as_identity
 from .studies.records import checkpoint_path
-from .studies.starts import start_as_identity
 from .training import Run, train_ch5
 
 # Epoch, loss, train acc, test acc as section 7.3 prints them, trained on one GPU.

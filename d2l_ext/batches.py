@@ -1,7 +1,6 @@
 """Batches of images held in memory."""
 import collections.abc
 import copy
-import random
 
 import numpy as np
 
@@ -9,22 +8,9 @@ from .arguments import check_flag, check_int, check_number, check_type, refusal
 from .devices import check_ctx, mx, try_gpu
 from .images.augmentation import flip_and_shift
 from .images.normalization import channel_statistics, check_images
+from .images.resizing import resized
 
 nd, gluon = mx.nd, mx.gluon
-
-
-def seed_epoch(seed, epoch, rank=0):
-    """Seed Python's, NumPy's and MXNet's generators, so that an epoch repeats by itself.
-
-    Workers of one job share the order of the images, NumPy's, but not the dropout, MXNet's.
-    """
-    nd.waitall()
-    state = int(np.random.SeedSequence((seed, epoch)).generate_state(1)[0])
-    random.seed(state)
-    np.random.seed(state)
-    if rank:
-        state = int(np.random.SeedSequence((seed, epoch, rank)).generate_state(1)[0])
-    mx.random.seed(state % 2**31)
 
 
 class Batches:
@@ -120,10 +106,8 @@ class Batches:
             X = self.images[chosen]
             X = flip_and_shift(X.reshape(len(X), -1, *X.shape[-2:]), self.flip, self.shift)
             X = nd.array(X, ctx=self.ctx, dtype='uint8').astype('float32') / self.max_value
-            if self.resize is not None and X.shape[2:] != (self.resize, self.resize):
-                # Half-pixel centres, as OpenCV and so the book's own transform has them.
-                X = nd.contrib.BilinearResize2D(X, height=self.resize, width=self.resize,
-                                                align_corners=False)
+            if self.resize is not None:
+                X = resized(X, self.resize)
             if self.normalize is not None:
                 X = (X - mean) / deviation
             yield X, nd.array(self.labels[chosen], ctx=self.ctx, dtype='int32')

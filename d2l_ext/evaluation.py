@@ -2,17 +2,11 @@
 import numpy as np
 
 from .checks.batches import batch_sums, check_batches, check_logits, check_sums, checked_batches
-from .checks.watch import check_finite
-from .devices import check_devices, mx
+from .checks.finite import check_finite
+from .devices import check_devices, mx, split
 from .graphs import check_initialized, choose
 
-nd, gluon = mx.nd, mx.gluon
-
-
-def split(devices, X, y):
-    """Return a pair (X, y) for each device; fewer where there are fewer images than devices."""
-    return list(zip(*(gluon.utils.split_and_load(a, devices[:len(X)], even_split=False)
-                      for a in (X, y))))
+nd = mx.nd
 
 
 def predict(net, data_iter, ctx, precision='auto'):

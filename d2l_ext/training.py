@@ -3,16 +3,18 @@ import collections.abc
 import time
 
 from .arguments import check_flag, check_int, check_keys, check_path, check_type
-from .batches import num_images, seed_epoch
+from .batches import num_images
 from .checks.batches import check_batches, check_logits, checked_batches, no_batch
-from .checks.watch import Watch, check_finite
-from .devices import check_devices, mx
-from .evaluation import classify, split
+from .checks.finite import check_finite
+from .checks.watch import Watch
+from .devices import check_devices, mx, split
+from .evaluation import classify
 from .graphs import check_trainer, choose, scale_losses, set_loss_scaling
 from .hardware.threads import threads_note
 from .progress import progress_bar
 from .scale.copies import average_statistics, fill_gradients, start_alike
 from .scale.team import Team, team_of
+from .seeds import seed_epoch
 from .storage.resuming import begin, keep
 
 gluon, autograd = mx.gluon, mx.autograd

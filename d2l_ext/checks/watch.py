@@ -1,33 +1,16 @@
-"""Whether training makes sense: numbers that broke, and dead starts."""
+"""A watch over training: sums of losses and right answers, and whether they make sense."""
 import math
 
 from ..devices import mx
 from .batches import batch_sums, check_sums
+from .dead_starts import DEAD_AFTER, is_dead, told
+from .finite import ADVICE, check_finite
 
 nd = mx.nd
-
-_ADVICE = 'Try a smaller learning rate, or go back to the last checkpoint'
 
 # How many batches pass between two looks at the running sums. A look waits for the device, so it
 # must be rare; it is also how long a collapsed run goes on before anybody says so.
 _LOOK_EVERY = 50
-# So many batches in a row with no logit other than 0 are no accident.
-DEAD_AFTER = 5
-
-DEAD_START = """\
-dead start: every logit of the last {batches} batches is exactly 0, so the loss is \
-ln {classes} = {loss:.6f} and every gradient is 0. All outputs of the last ReLU went negative at \
-once, and plain SGD cannot bring them back: the rest of this run will stay as it is. Cures: \
-another seed, net.initialize(init.MSRAPrelu(slope=0)), a smaller learning rate, or no ReLU before \
-the last pooling."""
-
-
-def check_finite(net, ctx, when, advice=_ADVICE):
-    """Raise if a parameter is no finite number; a ReLU may hide that from the loss."""
-    for name, param in net.collect_params().items():
-        # x * 0 is 0 for a number, but NaN for NaN and for infinity. What is deferred has no data.
-        if param._data and math.isnan((param.data(ctx) * 0).sum().asscalar()):
-            raise FloatingPointError(f'{name} holds NaN or infinity {when}. {advice}')
 
 
 class Watch:
@@ -67,20 +50,16 @@ class Watch:
         check_sums(outside, broken, self.num_classes)
         loss, zero_run = self.loss.asscalar(), int(self.zero_run.asscalar())
         if not math.isfinite(loss):
-            raise FloatingPointError(f'the loss became {loss} in epoch {self.epoch}. {_ADVICE}')
-        if zero_run >= enough and not self.explained and self._stuck():
-            self.explained = True
-            self.say(DEAD_START.format(batches=zero_run, classes=self.num_classes,
-                                       loss=math.log(self.num_classes)), flush=True)
+            raise FloatingPointError(f'the loss became {loss} in epoch {self.epoch}. {ADVICE}')
+        if zero_run >= enough and not self.explained:
+            # Else a ReLU may have turned NaN into those zeros.
+            check_finite(self.net, self.ctx, f'in epoch {self.epoch}')
+            self.explained = is_dead(self.net, self.ctx)
+            if self.explained:
+                self.say(told(zero_run, self.num_classes), flush=True)
         return loss, right
 
     def end(self):
         """Return loss and right answers of the whole epoch, as :meth:`look` does."""
         # A single batch of zeros may come from weights that start at zero, and pass.
         return self.look(enough=max(2, min(DEAD_AFTER, self.batches)))
-
-    def _stuck(self):
-        """Return whether all gradients of the last batch are 0; logits alone may start at 0."""
-        check_finite(self.net, self.ctx, f'in epoch {self.epoch}')
-        return not any(param.grad(self.ctx).abs().max().asscalar()
-                       for param in self.net.collect_params().values() if param._grad)

@@ -1,9 +1,9 @@
 """Parameters that several devices and workers hold copies of: alike at the start and at the end."""
 import itertools
 
-from ..batches import seed_epoch
 from ..checks.batches import checked_batches
 from ..devices import mx
+from ..seeds import seed_epoch
 
 
 def _trained(trainer):

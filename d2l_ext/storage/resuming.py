@@ -4,7 +4,7 @@ import os
 
 import numpy as np
 
-from ..checks.watch import check_finite
+from ..checks.finite import check_finite
 from ..graphs import check_initialized
 from .checkpoints import load_checkpoint, save_checkpoint
 

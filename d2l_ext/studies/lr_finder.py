@@ -15,13 +15,13 @@ import math
 import numpy as np
 
 from ..arguments import check_int, check_number
-from ..batches import seed_epoch
 from ..checks.batches import batch_sums, check_sums, checked_batches, no_batch
-from ..checks.watch import DEAD_AFTER
+from ..checks.dead_starts import DEAD_AFTER
 from ..devices import mx
 from ..graphs import check_initialized, check_trainer, set_loss_scaling
 from ..graphs.state import untouched
 from ..progress import progress_bar
+from ..seeds import seed_epoch
 from ..training import Run
 from .plotting import COLORS, check_axes, plt
 

@@ -5,7 +5,7 @@ import numbers
 from ..arguments import check_choice, check_int, check_keys, check_number, refusal
 from ..devices import check_ctx, mx
 from ..graphs import check_net
-from ..nets import INITS
+from .initialization import INITS
 
 SCHEDULES = ('constant', 'cosine')
 KEYS = ('lr', 'momentum', 'wd', 'batch_size', 'init', 'schedule', 'warmup')

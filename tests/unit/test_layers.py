@@ -11,7 +11,7 @@ ORDER = [
     'hardware',
     'arguments',
     'images',
-    'progress devices nets batches',
+    'progress devices seeds nets batches',
     'graphs',
     'checks',
     'scale storage',
