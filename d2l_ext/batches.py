@@ -183,17 +183,8 @@ def num_images(batches, batch_size):
 def make_batches(train, test, batch_size, *, flip, shift, normalize, **settings):
     """Return training batches, shuffled, flipped and shifted, and test batches that are not.
 
-    Parameters
-    ----------
-    train, test : tuple of numpy.ndarray
-        Images and labels.
-    batch_size : int
-    flip, shift : bool, int
-        Of the training batches.
-    normalize : bool
-        Whether both are normalized, by the statistics of the training images.
-    **settings
-        Of both, as ``Batches`` has them.
+    `train` and `test` are pairs of images and labels. Both are normalized, if at all, by the
+    statistics of the training images; `settings` are those of both, as ``Batches`` has them.
     """
     if check_flag('normalize', normalize):
         settings['normalize'] = channel_statistics(train[0], settings.get('max_value', 255))

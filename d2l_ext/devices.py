@@ -70,20 +70,10 @@ def split(devices, X, y):
 
 
 def resolve_precision(precision, ctx):
-    """Return the precision, 'float32', 'bfloat16' or 'float16', in which a training run computes.
+    """Return the precision, 'float32', 'bfloat16' or 'float16', in which a run computes on `ctx`.
 
-    Parameters
-    ----------
-    precision : {'auto', 'float32', 'bfloat16', 'float16'}
-        'auto' is bfloat16 on a CPU with bfloat16 instructions, float32 elsewhere: nobody has
-        measured float16 on a GPU with this package yet.
-    ctx : mxnet.Context
-        The device of the run.
-
-    Raises
-    ------
-    ValueError
-        If `precision` is none of these, or asked for where it cannot work.
+    'auto' is bfloat16 on a CPU with bfloat16 instructions, float32 elsewhere: nobody has measured
+    float16 on a GPU with this package yet. A ValueError if what is asked for by name cannot work.
     """
     check_choice('precision', precision, PRECISIONS)
     check_type('ctx', ctx, mx.Context, _DEVICE)

@@ -13,24 +13,10 @@ def check_images(images):
 
 
 def channel_statistics(images, max_value=255):
-    """Return mean and standard deviation of each channel, for ``Batches(normalize=)``.
+    """Return mean and standard deviation of each channel, float64 of shape (channels,) each.
 
-    Parameters
-    ----------
-    images : numpy.ndarray
-        uint8, shape (number, height, width) or (number, channels, height, width).
-    max_value : int
-        The value that counts as 1.
-
-    Returns
-    -------
-    mean, deviation : numpy.ndarray
-        Shape (channels,), float64.
-
-    Raises
-    ------
-    ValueError
-        If there is no image, or all pixels of a channel are alike.
+    For ``Batches(normalize=)``. `max_value` is the value that counts as 1. A ValueError if all
+    pixels of a channel are alike.
     """
     check_images(images)
     max_value = check_number('max_value', max_value, 0)

@@ -111,17 +111,8 @@ def environment(precision='auto'):
 def dataset_facts(name, num_images=None):
     """Return what a record says of a data set of real images: name, sizes, checksums.
 
-    Parameters
-    ----------
-    name : {'Fashion-MNIST', 'CIFAR-10'}
-    num_images : pair of int, optional
-        Training and test images at hand, if these are not the published ones. The checksums of
-        those are left out then, and their sizes are told.
-
-    Raises
-    ------
-    ValueError
-        If it is another data set or `num_images` is no such pair.
+    `num_images`, training and test images at hand, is for copies that are not the published ones.
+    Of these the checksums are left out, and the published sizes are told.
     """
     published = {'Fashion-MNIST': ((60000, 10000), {'md5': fashion_mnist.MD5}),
                  'CIFAR-10': ((50000, 10000), {'sha1': CIFAR10_SHA1})}
