@@ -121,7 +121,10 @@ class Batches:
         return part
 
     def take(self, number):
-        """Return batches of the first `number` images only, otherwise like these."""
+        """Return batches of the first `number` images only, otherwise like these.
+
+        Raises a ValueError if `number` is not from 1 to the number of images.
+        """
         return self._part(slice(check_int('number', number, 1, len(self.images))))
 
     def hold_out(self, number, seed=0):

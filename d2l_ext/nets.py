@@ -8,6 +8,8 @@ nn = mx.gluon.nn
 def nin_block(num_channels, kernel_size, strides, padding, num_one_by_one=2):
     """Return a NiN block: a convolution followed by 1x1 convolutions, a ReLU after each.
 
+    Lin, Chen and Yan, *Network In Network*, 2013, as section 7.3 has it.
+
     Parameters
     ----------
     num_channels : int

@@ -29,18 +29,18 @@ class Run:
     ----------
     net, trainer, ctx, precision
         As for :func:`train_ch5`.
-    **iterables
+    **batches
         What it will be trained and tested on, as far as known: `train_iter`, `test_iter`.
     """
 
-    def __init__(self, net, trainer, ctx, precision, **iterables):
-        for name, iterable in iterables.items():
-            check_batches(name, iterable)
+    def __init__(self, net, trainer, ctx, precision, **batches):
+        for name, each in batches.items():
+            check_batches(name, each)
         self.net, self.trainer, self.team = net, trainer, Team()
         self.devices = check_devices(ctx)
         check_trainer(trainer, net, self.devices)
         self.forward, self.precision, self.why = choose(net, self.devices[0], precision,
-                                                           list(iterables.values()))
+                                                          list(batches.values()))
         set_loss_scaling(trainer, self.precision == 'float16')
         self.loss = gluon.loss.SoftmaxCrossEntropyLoss()
 
@@ -110,6 +110,8 @@ def print_epoch(row):
 def train_ch5(net, train_iter, test_iter, batch_size, trainer, ctx, num_epochs, *,
               precision='auto', checkpoint=None, resume=False, seed=None, report=print_epoch):
     """Train a classifier, printing a line an epoch as section 7.3 does.
+
+    The loop is that of *Dive into Deep Learning*; the loss is the cross-entropy of a softmax.
 
     Parameters
     ----------

@@ -81,6 +81,11 @@ class RangeTest:
         Returns
         -------
         matplotlib.axes.Axes
+
+        Raises
+        ------
+        ValueError
+            If `axes` is no Axes.
         """
         if axes is None:
             _, axes = plt.subplots(figsize=(5, 3.2), layout='constrained')
@@ -169,7 +174,8 @@ def range_test(net, train_iter, trainer, ctx, lr_min=1e-5, lr_max=1.0, num_steps
     deferred is initialized by the first batch of the test, with a draw that `seed` decides, and is
     deferred again afterwards; so `train_ch5` goes on as if there had been no test, and with the
     same `seed` starts from the very parameters that the test started from. All this holds too when
-    an exception or Ctrl-C ends the test.
+    an exception or Ctrl-C ends the test. Smith, *Cyclical Learning Rates for Training Neural
+    Networks*, 2017, and Gugger, 2018: see the top of this module.
 
     Parameters
     ----------

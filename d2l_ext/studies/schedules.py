@@ -14,6 +14,9 @@ KEYS = ('lr', 'momentum', 'wd', 'batch_size', 'init', 'schedule', 'warmup')
 def make_trainer(net, settings, num_updates, ctx):
     """Initialize `net` as `settings` say and return its trainer, stochastic gradient descent.
 
+    The warm-up is that of Goyal et al., *Accurate, Large Minibatch SGD*, 2017; the cosine that of
+    Loshchilov and Hutter, *SGDR*, 2016, without restarts.
+
     Parameters
     ----------
     net : mxnet.gluon.Block
