@@ -67,14 +67,8 @@ def evaluate_accuracy(net, data_iter, ctx, precision='auto'):
 
     Parameters
     ----------
-    net : mxnet.gluon.Block
-        Maps (batch, ...) to logits of shape (batch, classes).
-    data_iter : iterable
-        Of ``(X, y)``, y of shape (batch,).
-    ctx : mxnet.Context or list of mxnet.Context
-        Devices of the parameters; several share each batch.
-    precision : {'auto', 'float32', 'bfloat16', 'float16'}
-        In which the layers compute.
+    net, data_iter, ctx, precision
+        As for :func:`predict`.
 
     Returns
     -------

@@ -40,7 +40,7 @@ class Run:
         self.devices = check_devices(ctx)
         check_trainer(trainer, net, self.devices)
         self.forward, self.precision, self.why = choose(net, self.devices[0], precision,
-                                                          list(batches.values()))
+                                                        list(batches.values()))
         set_loss_scaling(trainer, self.precision == 'float16')
         self.loss = gluon.loss.SoftmaxCrossEntropyLoss()
 

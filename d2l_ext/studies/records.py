@@ -181,6 +181,26 @@ def _runs(path, config):
     return {(run['variant'], run['seed']): run for run in record['runs']}
 
 
+def _run(function, config, seed, variant, path):
+    """Run an experiment once and return its part of the record at `path`; weights go beside it."""
+    result = function(config, seed, variant)
+    if not isinstance(result, dict):
+        result = {'history': result}
+    rows = check_keys('the result of function', result, ('history',))['history']
+    if not isinstance(rows, list) or not rows:
+        raise refusal('the history that function returns', rows, 'a list of rows, at least one')
+    for row in rows:
+        check_keys('each row of the history that function returns', row, ('seconds',))
+    net = result.pop('net', None)
+    if net is not None:
+        result['weights'] = f'{path.stem}-seed{seed}{variant and "-" + variant}.npz'
+        save_params(net, path.parent / result['weights'], dtype='float16')
+    return {'variant': variant, 'seed': seed, **result,
+            'seconds': sum(row['seconds'] for row in rows),
+            'environment': environment(config.get('precision', 'auto')),
+            'date': datetime.datetime.now(datetime.timezone.utc).date().isoformat()}
+
+
 def _command(name):
     """Return the command that makes record `name` again; the name begins with its notebook's."""
     notebooks = [path.stem for path in _CHAPTERS.glob('*.ipynb') if name.startswith(path.stem)]
@@ -259,28 +279,11 @@ def recorded(name, function, config, seeds=(0,), variants=('',)):
                 'date': max(run['date'] for run in kept), 'command': _command(name)}
 
     for variant, seed in wanted:
-        if (variant, seed) in runs:
-            continue
-        print(f'{name}: running {variant or "the experiment"} with seed {seed}', flush=True)
-        result = function(config, seed, variant)
-        if not isinstance(result, dict):
-            result = {'history': result}
-        rows = check_keys('the result of function', result, ('history',))['history']
-        if not isinstance(rows, list) or not rows:
-            raise refusal('the history that function returns', rows, 'a list of rows, at least one')
-        for row in rows:
-            check_keys('each row of the history that function returns', row, ('seconds',))
-        net = result.pop('net', None)
-        if net is not None:
-            result['weights'] = f'{path.stem}-seed{seed}{variant and "-" + variant}.npz'
-            save_params(net, path.parent / result['weights'], dtype='float16')
-        runs[variant, seed] = {
-            'variant': variant, 'seed': seed, **result,
-            'seconds': sum(epoch['seconds'] for epoch in result['history']),
-            'environment': environment(config.get('precision', 'auto')),
-            'date': datetime.datetime.now(datetime.timezone.utc).date().isoformat()}
-        _write_json(partial, record())
-        checkpoint_path(name, config, seed, variant).unlink(missing_ok=True)
+        if (variant, seed) not in runs:
+            print(f'{name}: running {variant or "the experiment"} with seed {seed}', flush=True)
+            runs[variant, seed] = _run(function, config, seed, variant, path)
+            _write_json(partial, record())
+            checkpoint_path(name, config, seed, variant).unlink(missing_ok=True)
     _write_json(path, record())
     partial.unlink(missing_ok=True)
     return record()
