@@ -176,9 +176,9 @@ def train_ch5(net, train_iter, test_iter, batch_size, trainer, ctx, num_epochs, 
     if check_flag('resume', resume) and checkpoint is None:
         raise ValueError('resume=True needs checkpoint=, the file to go on from, not None')
     check_type('report', report, collections.abc.Callable, 'a function of a row, such as print')
-    run = Run(net, trainer, ctx, precision, train_iter=train_iter, test_iter=test_iter)
     if hasattr(test_iter, '__len__') and not len(test_iter):
         raise ValueError('test_iter has no batch; it must have at least one')
+    run = Run(net, trainer, ctx, precision, train_iter=train_iter, test_iter=test_iter)
     run.team = team = team_of(trainer)
     team.check_alike(train_iter, batch_size=batch_size, num_epochs=num_epochs)
     say = print if team.rank == 0 else lambda *_, **__: None
