@@ -37,8 +37,6 @@ LIBRARIES = (
     ('nvidia-nccl-cu11', '2.21.5', 'nccl', ('libnccl.so.2',)),
 )
 PINS = {name: f'{name}=={version}' for name, version, _, _ in LIBRARIES}
-# What the gpu extra in pyproject.toml lists.
-REQUIREMENTS = (f'{GPU_WHEEL}=={VERSION}', *PINS.values())
 
 # Compute capabilities that the wheel has machine code for; it has no PTX to compile for others.
 CODE_FOR = ((5, 0), (6, 0), (7, 0), (8, 0), (8, 6))
