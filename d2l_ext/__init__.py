@@ -34,6 +34,7 @@ _MODULES = {
     'evaluation': ('evaluate_accuracy', 'predict'),
     'graphs': ('compiled', 'receptive_field'),
     'nets': ('mlpconv', 'nin', 'nin_block'),
+    'progress': ('print_epoch',),
     'storage.checkpoints': ('load_params', 'save_params'),
     'storage.downloads': ('data_folders',),
     'storage.onnx': ('export_onnx',),
@@ -53,7 +54,7 @@ _MODULES = {
     'studies.schedules': ('make_trainer',),
     'studies.search': ('trial_table', 'tune'),
     'studies.whitening': ('whitening_filters',),
-    'training': ('print_epoch', 'train_ch5'),
+    'training': ('train_ch5',),
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
 

@@ -2,7 +2,7 @@
 import collections.abc
 import time
 
-from .arguments import check_flag, check_int, check_keys, check_path, check_type
+from .arguments import check_flag, check_int, check_path, check_type
 from .batches import num_images
 from .checks.batches import check_batches, check_logits, checked_batches, no_batch
 from .checks.finite import check_finite
@@ -11,15 +11,13 @@ from .devices import check_devices, mx, split
 from .evaluation import classify
 from .graphs import check_trainer, choose, scale_losses, set_loss_scaling
 from .hardware.threads import threads_note
-from .progress import progress_bar
+from .progress import print_epoch, progress_bar
 from .scale.copies import average_statistics, fill_gradients, start_alike
 from .scale.team import Team, team_of
 from .seeds import seed_epoch
 from .storage.resuming import begin, keep
 
 gluon, autograd = mx.gluon, mx.autograd
-
-_ROW_KEYS = ('epoch', 'loss', 'train_acc', 'test_acc', 'seconds')
 
 
 class Run:
@@ -86,25 +84,6 @@ class Run:
             predicted, true = classify(self.net, self.forward, 'test_iter', test_iter, self.devices)
             accuracy = (predicted == true).mean()
         return float(self.team.from_leader(accuracy))
-
-
-def print_epoch(row):
-    """Print a row of a history as the section does.
-
-    Parameters
-    ----------
-    row : dict
-        One epoch, as ``train_ch5`` reports it.
-
-    Raises
-    ------
-    ValueError
-        If `row` lacks a key.
-    """
-    check_keys('row', row, _ROW_KEYS)
-    print('epoch %d, loss %.4f, train acc %.3f, test acc %.3f, time %.1f sec'
-          % (row['epoch'], row['loss'], row['train_acc'], row['test_acc'], row['seconds']),
-          flush=True)
 
 
 def train_ch5(net, train_iter, test_iter, batch_size, trainer, ctx, num_epochs, *,
