@@ -3,8 +3,9 @@ import numpy as np
 
 from .checks.batches import batch_sums, check_batches, check_logits, check_sums, checked_batches
 from .checks.finite import check_finite
+from .checks.nets import check_initialized
 from .devices import check_devices, mx, split
-from .graphs import check_initialized, choose
+from .graphs import choose
 
 nd = mx.nd
 

@@ -6,10 +6,11 @@ from .arguments import check_flag, check_int, check_path, check_type
 from .batches import num_images
 from .checks.batches import check_batches, check_logits, checked_batches, no_batch
 from .checks.finite import check_finite
+from .checks.trainers import check_trainer
 from .checks.watch import Watch
 from .devices import check_devices, mx, split
 from .evaluation import classify
-from .graphs import check_trainer, choose, scale_losses, set_loss_scaling
+from .graphs import choose, scale_losses, set_loss_scaling
 from .hardware.threads import threads_note
 from .progress import print_epoch, progress_bar
 from .scale.copies import average_statistics, fill_gradients, start_alike

@@ -5,7 +5,7 @@ import numpy as np
 
 from ..arguments import check_type, refusal
 from ..devices import mx
-from ..graphs import check_input
+from .nets import check_input
 
 nd = mx.nd
 

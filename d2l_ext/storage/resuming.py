@@ -5,7 +5,7 @@ import os
 import numpy as np
 
 from ..checks.finite import check_finite
-from ..graphs import check_initialized
+from ..checks.nets import check_initialized
 from .checkpoints import load_checkpoint, save_checkpoint
 
 

@@ -17,8 +17,10 @@ import numpy as np
 from ..arguments import check_int, check_number
 from ..checks.batches import batch_sums, check_sums, checked_batches, no_batch
 from ..checks.dead_starts import DEAD_AFTER
+from ..checks.nets import check_initialized
+from ..checks.trainers import check_trainer
 from ..devices import mx
-from ..graphs import check_initialized, check_trainer, set_loss_scaling
+from ..graphs import set_loss_scaling
 from ..graphs.state import untouched
 from ..progress import progress_bar
 from ..seeds import seed_epoch

@@ -23,8 +23,8 @@ from optuna.trial import TrialState
 
 from ..arguments import check_int, check_number, check_path, check_type, refusal
 from ..batches import Batches
+from ..checks.nets import check_input
 from ..devices import mx, resolve_precision, try_gpu
-from ..graphs import check_input
 from ..nets import nin
 from ..training import train_ch5
 from .commands import add_options, exit_status, load
