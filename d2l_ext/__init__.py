@@ -33,7 +33,8 @@ _MODULES = {
     'devices': ('try_gpu',),
     'evaluation': ('evaluate_accuracy', 'predict'),
     'graphs': ('compiled', 'receptive_field'),
-    'nets': ('INITS', 'mlpconv', 'nin', 'nin_block'),
+    'nets': ('mlpconv', 'nin', 'nin_block'),
+    'progress': ('print_epoch',),
     'storage.checkpoints': ('load_params', 'save_params'),
     'storage.downloads': ('data_folders',),
     'storage.onnx': ('export_onnx',),
@@ -41,6 +42,7 @@ _MODULES = {
     'studies.comparing': ('compare_means',),
     'studies.inception': ('Inception', 'Residual', 'googlenet', 'inception_v3_stage3',
                           'inception_v3_stage4', 'inception_v3_stage5'),
+    'studies.initialization': ('INITS', 'scale_layers', 'start_as_identity'),
     'studies.lr_finder': ('RangeTest', 'range_test'),
     'studies.muon': ('Muon',),
     'studies.nets': ('Mirrored', 'Shifted', 'at_corners', 'nin_cifar10', 'nin_imagenet', 'nin_of',
@@ -52,9 +54,8 @@ _MODULES = {
     'studies.resources': ('summary',),
     'studies.schedules': ('make_trainer',),
     'studies.search': ('trial_table', 'tune'),
-    'studies.starts': ('scale_layers', 'start_as_identity'),
     'studies.whitening': ('whitening_filters',),
-    'training': ('print_epoch', 'train_ch5'),
+    'training': ('train_ch5',),
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
 

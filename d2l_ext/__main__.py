@@ -16,16 +16,18 @@ if __name__ == '__main__':
         sys.exit(f'error: {import_problem(error)}')
 
 from .arguments import check_path
-from .devices import mx, processor, resolve_precision, try_gpu
-from .evaluation import checked_batches
+from .checks.batches import checked_batches
+from .devices import mx, resolve_precision, try_gpu
+from .hardware.processor import processor
 from .hardware.threads import num_threads
-from .nets import INITS, nin
+from .nets import nin
+from .scale.team import Team
 from .scale.workers import KVSTORES, connect
 from .storage.checkpoints import read_history
 from .studies.commands import add_options, exit_status, load
+from .studies.initialization import INITS, start_as_identity
 from .studies.records import checkpoint_path
-from .studies.starts import start_as_identity
-from .training import Run, Team, train_ch5
+from .training import Run, train_ch5
 
 # Epoch, loss, train acc, test acc as section 7.3 prints them, trained on one GPU.
 BOOK = ((2.2627, .154, .362), (1.6522, .381, .578), (1.8721, .296, .360),
@@ -120,7 +122,8 @@ def build(args, ctx, kvstore='device'):
 
 def estimate_seconds(args, num_epochs, train_iter, test_iter, ctx):
     """Return about how long so many epochs take, from three steps of a net that is thrown away."""
-    run = Run(*build(args, ctx), ctx, args.precision, train_iter, test_iter)
+    run = Run(*build(args, ctx), ctx, args.precision, train_iter=train_iter,
+              test_iter=test_iter)
     X, y = next(checked_batches(run.net, ctx, 'train_iter', train_iter))
     for step in range(3):
         if step == 1:  # the first one also plans memory

@@ -1,36 +1,16 @@
 """Batches of images held in memory."""
 import collections.abc
 import copy
-import random
 
 import numpy as np
-from numpy.lib.stride_tricks import sliding_window_view
 
 from .arguments import check_flag, check_int, check_number, check_type, refusal
 from .devices import check_ctx, mx, try_gpu
+from .images.augmentation import flip_and_shift
+from .images.normalization import channel_statistics, check_images
+from .images.resizing import resized
 
-nd = mx.nd
-
-_IMAGES = ('an array of uint8 of shape (number, height, width) or (number, channels, height, '
-           'width)')
-
-
-def _are_images(images):
-    return isinstance(images, np.ndarray) and images.ndim in (3, 4) and images.dtype == np.uint8
-
-
-def seed_epoch(seed, epoch, rank=0):
-    """Seed Python's, NumPy's and MXNet's generators, so that an epoch repeats by itself.
-
-    Workers of one job share the order of the images, NumPy's, but not the dropout, MXNet's.
-    """
-    nd.waitall()
-    state = int(np.random.SeedSequence((seed, epoch)).generate_state(1)[0])
-    random.seed(state)
-    np.random.seed(state)
-    if rank:
-        state = int(np.random.SeedSequence((seed, epoch, rank)).generate_state(1)[0])
-    mx.random.seed(state % 2**31)
+nd, gluon = mx.nd, mx.gluon
 
 
 class Batches:
@@ -70,7 +50,7 @@ class Batches:
         edge.
     normalize : tuple of numpy.ndarray, optional
         Mean and standard deviation, each of shape (channels,), in units of the scaled images:
-        `X` is then (X - mean) / deviation. :func:`channel_statistics` computes them.
+        `X` is then (X - mean) / deviation. See :mod:`d2l_ext.images.normalization`.
 
     Raises
     ------
@@ -80,8 +60,7 @@ class Batches:
 
     def __init__(self, images, labels, batch_size, resize=None, shuffle=False, ctx=None,
                  max_value=255, name='', classes=(), flip=False, shift=0, normalize=None):
-        if not _are_images(images):
-            raise refusal('images', images, _IMAGES)
+        check_images(images)
         if (not isinstance(labels, np.ndarray) or labels.dtype.kind not in 'iu'
                 or labels.shape != images.shape[:1]):
             raise refusal('labels', labels, f'whole numbers of shape ({len(images)},)')
@@ -125,12 +104,10 @@ class Batches:
         for start in range(0, number, self.batch_size):
             chosen = order[start:start + self.batch_size]
             X = self.images[chosen]
-            X = _flip_and_shift(X.reshape(len(X), -1, *X.shape[-2:]), self.flip, self.shift)
+            X = flip_and_shift(X.reshape(len(X), -1, *X.shape[-2:]), self.flip, self.shift)
             X = nd.array(X, ctx=self.ctx, dtype='uint8').astype('float32') / self.max_value
-            if self.resize is not None and X.shape[2:] != (self.resize, self.resize):
-                # Half-pixel centres, as OpenCV and so the book's own transform has them.
-                X = nd.contrib.BilinearResize2D(X, height=self.resize, width=self.resize,
-                                                align_corners=False)
+            if self.resize is not None:
+                X = resized(X, self.resize)
             if self.normalize is not None:
                 X = (X - mean) / deviation
             yield X, nd.array(self.labels[chosen], ctx=self.ctx, dtype='int32')
@@ -144,7 +121,10 @@ class Batches:
         return part
 
     def take(self, number):
-        """Return batches of the first `number` images only, otherwise like these."""
+        """Return batches of the first `number` images only, otherwise like these.
+
+        Raises a ValueError if `number` is not from 1 to the number of images.
+        """
         return self._part(slice(check_int('number', number, 1, len(self.images))))
 
     def hold_out(self, number, seed=0):
@@ -194,72 +174,20 @@ def common_shape(iterables):
     return shapes[0] if known and len(set(shapes)) == 1 else None
 
 
-def _flip_and_shift(images, flip, shift):
-    """Return uint8 images (number, channels, height, width), moved as ``Batches`` describes.
-
-    May alter `images`.
-
-    In NumPy: on bytes, this takes less time than the copy to the device that comes next, where
-    MXNet's own operators for an offset an image take several times as long.
-    """
-    if flip:
-        mirrored = np.random.rand(len(images)) < 0.5
-        images[mirrored] = images[mirrored, :, :, ::-1]
-    if shift:
-        padded = np.pad(images, ((0, 0), (0, 0), (shift, shift), (shift, shift)), 'reflect')
-        windows = sliding_window_view(padded, images.shape[2:], axis=(2, 3))  # no copy
-        rows, columns = np.random.randint(2 * shift + 1, size=(2, len(images)))
-        images = windows[np.arange(len(images)), :, rows, columns]
-    return images
-
-
-def channel_statistics(images, max_value=255):
-    """Return mean and standard deviation of each channel, for ``Batches(normalize=)``.
-
-    Parameters
-    ----------
-    images : numpy.ndarray
-        uint8, shape (number, height, width) or (number, channels, height, width).
-    max_value : int
-        The value that counts as 1.
-
-    Returns
-    -------
-    mean, deviation : numpy.ndarray
-        Shape (channels,), float64.
-
-    Raises
-    ------
-    ValueError
-        If all pixels of a channel are alike.
-    """
-    if not _are_images(images) or not images.size:
-        raise refusal('images', images, _IMAGES)
-    max_value = check_number('max_value', max_value, 0)
-    images = images.reshape(len(images), -1, *images.shape[-2:])
-    count = images[:, 0].size
-    # Exact sums, and no copy of the images in another type.
-    mean = np.einsum('nchw->c', images, dtype=np.int64) / count
-    deviation = np.sqrt(np.einsum('nchw,nchw->c', images, images, dtype=np.int64) / count - mean**2)
-    if not deviation.all():
-        raise ValueError('a channel whose pixels are all alike cannot be normalized')
-    return mean / max_value, deviation / max_value
+def num_images(batches, batch_size):
+    """Return the number of images in a pass, or the most that can be, or None if nothing tells."""
+    sampler = getattr(batches, '_batch_sampler', None)  # of Gluon's DataLoader
+    if isinstance(sampler, gluon.data.BatchSampler) and sampler._last_batch == 'keep':
+        return len(sampler._sampler)
+    most = len(batches) * batch_size if hasattr(batches, '__len__') else None
+    return len(batches.images) if isinstance(batches, Batches) else most
 
 
 def make_batches(train, test, batch_size, *, flip, shift, normalize, **settings):
     """Return training batches, shuffled, flipped and shifted, and test batches that are not.
 
-    Parameters
-    ----------
-    train, test : tuple of numpy.ndarray
-        Images and labels.
-    batch_size : int
-    flip, shift : bool, int
-        Of the training batches.
-    normalize : bool
-        Whether both are normalized, by the statistics of the training images.
-    **settings
-        Of both, as ``Batches`` has them.
+    `train` and `test` are pairs of images and labels. Both are normalized, if at all, by the
+    statistics of the training images; `settings` are those of both, as ``Batches`` has them.
     """
     if check_flag('normalize', normalize):
         settings['normalize'] = channel_statistics(train[0], settings.get('max_value', 255))

@@ -81,20 +81,13 @@ def load_data_digits(batch_size, resize=None, *, flip=False, shift=0, normalize=
         Images in a batch.
     resize : int, optional
         Height and width of the images, in pixels; 8 if left out.
-    flip : bool
-        Whether training images are mirrored left to right, each with probability 1/2.
-    shift : int
-        By how many pixels of 8x8 training images move at most, up or down, left or right.
-    normalize : bool
-        Whether the mean of the training images is subtracted and the result divided by
-        their standard deviation. Without, values are from 0 to 1.
-    ctx : mxnet.Context, optional
-        Device of the batches; by default ``try_gpu()``.
+    flip, shift, normalize, ctx : optional
+        As of :func:`load_data_fashion_mnist`; `shift` in pixels of 8x8.
 
     Returns
     -------
     train_iter, test_iter : Batches
-        `train_iter` is shuffled, flipped and shifted anew for every pass.
+        As those of :func:`load_data_fashion_mnist`.
 
     Raises
     ------
@@ -125,20 +118,13 @@ def load_data(batch_size, resize=None, *, flip=False, shift=0, normalize=False, 
         Images in a batch.
     resize : int, optional
         Height and width of the images, in pixels; 28, or 8 with the digits, if left out.
-    flip : bool
-        Whether training images are mirrored left to right, each with probability 1/2.
-    shift : int
-        By how many of their own pixels training images move at most, up or down, left or right.
-    normalize : bool
-        Whether the mean of the training images is subtracted and the result divided by
-        their standard deviation. Without, values are from 0 to 1.
-    ctx : mxnet.Context, optional
-        Device of the batches; by default ``try_gpu()``.
+    flip, shift, normalize, ctx : optional
+        As of :func:`load_data_fashion_mnist`; `shift` in pixels of the set's own images.
 
     Returns
     -------
     train_iter, test_iter : Batches
-        `train_iter` is shuffled, flipped and shifted anew for every pass.
+        As those of :func:`load_data_fashion_mnist`.
 
     Raises
     ------

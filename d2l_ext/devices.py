@@ -1,17 +1,13 @@
 """Where training runs: gpu(0) or the CPU, and in which precision."""
-import os
-import pathlib
-import platform
-
 from .arguments import check_choice, check_int, check_type, refusal
 from .hardware.cuda import Problem, fall_back, may_use_gpu, prepare
+from .hardware.processor import has_bfloat16
 
 prepare()  # again: the package itself has only printed its ImportError
 import mxnet as mx  # noqa: E402
 
 PRECISIONS = ('auto', 'float32', 'bfloat16', 'float16')
 _DEVICE = 'a device such as mx.cpu() or try_gpu()'
-_CPUINFO = pathlib.Path('/proc/cpuinfo')
 
 
 def try_gpu(i=0):
@@ -67,43 +63,17 @@ def check_devices(ctx):
     return devices
 
 
-def processor():
-    """Return the model name of the processor."""
-    try:
-        for line in _CPUINFO.read_text().splitlines():
-            if line.startswith('model name'):
-                return line.split(':', 1)[1].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
-
-
-def has_bfloat16():
-    """Return whether MXNet can use bfloat16 instructions (AVX512-BF16 or AMX-BF16) here."""
-    if os.environ.get('MXNET_MKLDNN_ENABLED', '1').lower() in ('0', 'false'):
-        return False  # only oneDNN has layers for them
-    try:
-        flags = _CPUINFO.read_text().split()
-    except OSError:
-        return False
-    return 'avx512_bf16' in flags or 'amx_bf16' in flags
+def split(devices, X, y):
+    """Return a pair (X, y) for each device; fewer where there are fewer images than devices."""
+    return list(zip(*(mx.gluon.utils.split_and_load(a, devices[:len(X)], even_split=False)
+                      for a in (X, y))))
 
 
 def resolve_precision(precision, ctx):
-    """Return the precision, 'float32', 'bfloat16' or 'float16', in which a training run computes.
+    """Return the precision, 'float32', 'bfloat16' or 'float16', in which a run computes on `ctx`.
 
-    Parameters
-    ----------
-    precision : {'auto', 'float32', 'bfloat16', 'float16'}
-        'auto' is bfloat16 on a CPU with bfloat16 instructions, float32 elsewhere: nobody has
-        measured float16 on a GPU with this package yet.
-    ctx : mxnet.Context
-        The device of the run.
-
-    Raises
-    ------
-    ValueError
-        If `precision` is none of these, or asked for where it cannot work.
+    'auto' is bfloat16 on a CPU with bfloat16 instructions, float32 elsewhere: nobody has measured
+    float16 on a GPU with this package yet. A ValueError if what is asked for by name cannot work.
     """
     check_choice('precision', precision, PRECISIONS)
     check_type('ctx', ctx, mx.Context, _DEVICE)

@@ -87,9 +87,9 @@ def import_problem(error):
 
 
 def _import_d2l_ext():
-    """Return d2l_ext's modules devices, data and training; this imports MXNet."""
-    from . import data, devices, training
-    return devices, data, training
+    """Return d2l_ext's modules devices and training; this imports MXNet."""
+    from . import devices, training
+    return devices, training
 
 
 def _train_one_step(training, ctx):
@@ -125,7 +125,7 @@ def _try_training(devices, training, problems):
         return None
 
 
-def _find_data(data, problems):
+def _find_data(problems):
     """Return what a row says of Fashion-MNIST: where it is, or where a download would put it."""
     from .storage import fashion_mnist  # which import MXNet
     from .storage.downloads import data_folders, is_published
@@ -176,7 +176,7 @@ def diagnose():
     ctx = devices = None
     if not any(problem.fatal for problem in problems):
         try:
-            devices, data, training = _import_d2l_ext()
+            devices, training = _import_d2l_ext()
         except Exception as error:  # a broken installation can raise anything
             problems.append(import_problem(error))
     if devices is None:
@@ -191,7 +191,7 @@ def diagnose():
                 threads.threads_note() or 'For full speed type\n    unset OMP_NUM_THREADS'))
         _row('bfloat16', 'yes, this processor trains faster with it'
              if devices.has_bfloat16() else 'no, this processor trains in float32')
-        _row('data', _find_data(data, problems))
+        _row('data', _find_data(problems))
         ctx = _try_training(devices, training, problems)
         _row('training', f'a step works on {ctx}' if ctx else 'does not work')
 

@@ -4,12 +4,11 @@ from .devices import mx
 
 nn = mx.gluon.nn
 
-# Initializations of the weights: the book's, and He's, which is matched to ReLU.
-INITS = {'xavier': mx.init.Xavier(), 'he': mx.init.MSRAPrelu(slope=0)}
-
 
 def nin_block(num_channels, kernel_size, strides, padding, num_one_by_one=2):
     """Return a NiN block: a convolution followed by 1x1 convolutions, a ReLU after each.
+
+    Lin, Chen and Yan, *Network In Network*, 2013, as section 7.3 has it.
 
     Parameters
     ----------
@@ -118,5 +117,3 @@ def nin(num_classes=10, num_one_by_one=2):
             nn.GlobalAvgPool2D(),
             nn.Flatten())
     return net
-
-

@@ -1,8 +1,10 @@
-"""One progress bar for long epochs and downloads."""
+"""What is seen meanwhile: a bar for long epochs and downloads, a line for each epoch."""
 import os
 import sys
 
 from tqdm.auto import tqdm
+
+from .arguments import check_keys
 
 DELAY = 5  # seconds; whatever is done sooner needs no bar
 
@@ -40,3 +42,22 @@ def progress_bar(total, unit, description):
     unwanted = bool(os.environ.get('TQDM_DISABLE'))
     return _Bar(total=total, unit=unit, desc=description, unit_scale=unit == 'B', leave=False,
                 delay=DELAY, disable=unwanted or (False if in_notebook else None))
+
+
+def print_epoch(row):
+    """Print a row of a history as the section does.
+
+    Parameters
+    ----------
+    row : dict
+        One epoch, as ``train_ch5`` reports it.
+
+    Raises
+    ------
+    ValueError
+        If `row` lacks a key.
+    """
+    check_keys('row', row, ('epoch', 'loss', 'train_acc', 'test_acc', 'seconds'))
+    print('epoch %d, loss %.4f, train acc %.3f, test acc %.3f, time %.1f sec'
+          % (row['epoch'], row['loss'], row['train_acc'], row['test_acc'], row['seconds']),
+          flush=True)

@@ -3,7 +3,7 @@ from .choosing import Choice, choose
 from .compiling import compiled
 from .loss_scaling import scale_losses, set_loss_scaling
 from .receptive_fields import receptive_field
-from .tracing import check_initialized, check_input, check_net, check_trainer, trace
+from .tracing import check_net, trace
 
-__all__ = ['Choice', 'check_initialized', 'check_input', 'check_net', 'check_trainer', 'choose',
-           'compiled', 'receptive_field', 'scale_losses', 'set_loss_scaling', 'trace']
+__all__ = ['Choice', 'check_net', 'choose', 'compiled', 'receptive_field', 'scale_losses',
+           'set_loss_scaling', 'trace']

@@ -22,21 +22,11 @@ _KNOWN = ('null', 'Convolution', 'Pooling', 'Activation', 'FullyConnected', 'Fla
 
 
 class Choice(typing.NamedTuple):
-    """How a net is computed.
+    """How a net is computed."""
 
-    Attributes
-    ----------
-    forward : callable
-        Computes what `net` does; the net itself if that is not compiled.
-    precision : {'float32', 'bfloat16', 'float16'}
-        In which its layers compute.
-    reason : str
-        Why it is not the fastest that there is, one sentence; empty if it is.
-    """
-
-    forward: typing.Callable
-    precision: str
-    reason: str = ''
+    forward: typing.Callable  # computes what the net does; the net itself if it is not compiled
+    precision: str  # 'float32', 'bfloat16' or 'float16', in which its layers compute
+    reason: str = ''  # why it is not the fastest that there is, one sentence; empty if it is
 
 
 def choose(net, ctx, precision='auto', batches=()):
@@ -50,25 +40,10 @@ def choose(net, ctx, precision='auto', batches=()):
     precision, one step is tried. None of this changes the net, its parameters or the state of
     Python's and NumPy's generators; MXNet's is seeded with a number that it drew.
 
-    Parameters
-    ----------
-    net : mxnet.gluon.Block
-        Initialized on `ctx`; shapes may be deferred.
-    ctx : mxnet.Context
-    precision : {'auto', 'float32', 'bfloat16', 'float16'}
-        'auto' is the fastest that works.
-    batches : sequence of iterable
-        Those that will be computed, of ``(X, y)``. Where a trial is needed and they do not tell
-        the shape of their images, the first one is asked for a batch.
-
-    Returns
-    -------
-    Choice
-
-    Raises
-    ------
-    ValueError
-        If the precision that was asked for by name does not work.
+    `net` is initialized on `ctx`; shapes may be deferred. `precision` is that of ``train_ch5``, and
+    a ValueError says so if one that was asked for by name does not work. `batches` are iterables of
+    ``(X, y)`` that will be computed: where a trial is needed and they do not tell the shape of
+    their images, the first one is asked for a batch.
     """
     asked = resolve_precision(precision, ctx)
     shape = common_shape(batches) if batches else None

@@ -2,6 +2,7 @@
 from ..arguments import check_choice, check_shape, refusal
 from ..devices import PRECISIONS, mx
 from ..hardware.cuda import has_tensor_cores
+from .casting import cast
 from .cpu import for_cpu
 from .gpu import channels_last
 from .rewriting import rewrite
@@ -80,12 +81,10 @@ def compiled(net, precision='float32', image_shape=None):
     graph = rewrite(graph, _mended)
     if image_shape is not None and not _is_on_gpu(net):
         graph = for_cpu(graph, image_shape, precision)
+    if precision == 'float16' and has_tensor_cores():
+        graph = channels_last(graph)
     if precision != 'float32':
-        from mxnet.contrib import amp
-        if precision == 'float16' and has_tensor_cores():
-            graph = channels_last(graph)
-        graph = amp.convert_symbol(graph, precision, data_names=['data'])
-        graph = mx.sym.amp_cast(graph, dtype='float32')
+        graph = cast(graph, precision)
     block = gluon.SymbolBlock(graph, data, params=params)
     # Deferred shapes cannot be inferred backwards through what rearranges the weights.
     block.infer_shape = plain.infer_shape

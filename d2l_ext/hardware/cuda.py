@@ -11,6 +11,7 @@ import importlib.metadata
 import os
 import pathlib
 import sys
+import typing
 
 CPU_WHEEL, GPU_WHEEL, VERSION = 'mxnet', 'mxnet-cu112', '1.9.1'
 # Whatever else installs into the folder mxnet/.
@@ -36,8 +37,6 @@ LIBRARIES = (
     ('nvidia-nccl-cu11', '2.21.5', 'nccl', ('libnccl.so.2',)),
 )
 PINS = {name: f'{name}=={version}' for name, version, _, _ in LIBRARIES}
-# What the gpu extra in pyproject.toml lists.
-REQUIREMENTS = (f'{GPU_WHEEL}=={VERSION}', *PINS.values())
 
 # Compute capabilities that the wheel has machine code for; it has no PTX to compile for others.
 CODE_FOR = ((5, 0), (6, 0), (7, 0), (8, 0), (8, 6))
@@ -52,86 +51,43 @@ _said = set()  # warnings already printed
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """Something wrong with the installation.
+    """Something wrong with the installation, and what to type next."""
 
-    Attributes
-    ----------
-    what : str
-        What is wrong, without a full stop.
-    fix : str
-        What to type next.
-    fatal : bool
-        Whether training cannot run, on the CPU either.
-    gpu : int, optional
-        The GPU that it concerns; by default all of them.
-    """
-
-    what: str
+    what: str  # without a full stop
     fix: str
-    fatal: bool = False
-    gpu: int | None = None
+    fatal: bool = False  # training cannot run, on the CPU either
+    gpu: int | None = None  # the number of the only one that it concerns
 
     def __str__(self):
         return f'{self.what}.\n{self.fix}'
 
 
-@dataclasses.dataclass(frozen=True)
-class Gpu:
-    """A GPU as the driver describes it: its name and its compute capability, a pair of int."""
+class Gpu(typing.NamedTuple):
+    """A GPU as the driver describes it."""
 
     name: str
-    capability: tuple
+    capability: tuple  # the compute capability, a pair of int
 
 
-@dataclasses.dataclass(frozen=True)
-class Driver:
-    """The NVIDIA driver.
+class Driver(typing.NamedTuple):
+    """The NVIDIA driver."""
 
-    Attributes
-    ----------
-    version : pair of int
-        The newest CUDA version that it knows, not the number that nvidia-smi calls the driver's.
-    gpus : tuple of Gpu
-        In the order in which MXNet numbers them.
-    error : int
-        What cuInit returned, one of CUDA's CUresult codes; 0 is success.
-    """
-
-    version: tuple
-    gpus: tuple = ()
-    error: int = 0
+    version: tuple  # the newest CUDA that it knows, not what nvidia-smi calls the driver's version
+    gpus: tuple = ()  # of Gpu, in the order in which MXNet numbers them
+    error: int = 0  # what cuInit returned, one of CUDA's CUresult codes; 0 is success
 
 
-@dataclasses.dataclass(frozen=True)
-class Facts:
-    """What was found on this machine.
+class Facts(typing.NamedTuple):
+    """What was found on this machine."""
 
-    Attributes
-    ----------
-    wheels : dict
-        Versions of the installed MXNet wheels, by name.
-    in_place : str or None
-        The wheel whose files are there; of two in one folder, the one installed last.
-    libraries : dict
-        For each package in LIBRARIES the path of its last file, or the OSError that stopped it.
-        Empty unless the GPU wheel is in place.
-    driver : Driver or None
-    """
-
-    wheels: dict
-    in_place: str | None
-    libraries: dict
+    wheels: dict  # versions of the installed MXNet wheels, by name
+    in_place: str | None  # the wheel whose files are there: of two, the one installed last
+    libraries: dict  # if that is the GPU wheel: path, or OSError, of each package in LIBRARIES
     driver: Driver | None
 
 
 def device_wish():
-    """Return what D2L_EXT_DEVICE asks for: 'auto' (if it is not set), 'cpu' or 'gpu'.
-
-    Raises
-    ------
-    ValueError
-        If it asks for anything else.
-    """
+    """Return what D2L_EXT_DEVICE asks for: 'auto' (if it is not set), 'cpu' or 'gpu'."""
     wish = os.environ.get('D2L_EXT_DEVICE') or 'auto'
     if wish not in ('auto', 'cpu', 'gpu'):
         raise ValueError(f"D2L_EXT_DEVICE must be 'auto', 'cpu' or 'gpu', not {wish!r}")
@@ -341,16 +297,10 @@ def _gpu_problems(driver):
 
 
 def check():
-    """Return what stands between MXNet and the GPUs, and what was found, without MXNet.
+    """Return the Problems between MXNet and the GPUs, the most basic one first, and the Facts.
 
     Loads the libraries, if the GPU wheel is installed, and starts the driver, if there is one.
     The CPU wheel by itself has no problems.
-
-    Returns
-    -------
-    problems : list of Problem
-        The most basic one first.
-    facts : Facts
     """
     distributions = _distributions()
     in_place = _in_place(distributions)
@@ -365,14 +315,10 @@ def check():
 
 
 def prepare():
-    """Make ``import mxnet`` work with the GPU wheel; call it once, before that import.
+    """Make ``import mxnet`` work with the GPU wheel; an ImportError says what to type if it cannot.
 
-    Does nothing for the CPU wheel, or for an MXNet that pip did not install. CUDA is not started.
-
-    Raises
-    ------
-    ImportError
-        If the driver or libraries are missing: says what to type.
+    Called before that import. Does nothing for the CPU wheel, or for an MXNet that pip did not
+    install. CUDA is not started.
     """
     distributions = _distributions()
     if _in_place(distributions) != GPU_WHEEL:
@@ -389,13 +335,7 @@ def prepare():
 
 
 def fall_back(problem):
-    """Say on standard output, once, why the CPU is used; an error if D2L_EXT_DEVICE=gpu.
-
-    Raises
-    ------
-    RuntimeError
-        If D2L_EXT_DEVICE is 'gpu'.
-    """
+    """Say on standard output, once, why the CPU is used; a RuntimeError if D2L_EXT_DEVICE=gpu."""
     if device_wish() == 'gpu':
         raise RuntimeError(f'D2L_EXT_DEVICE=gpu, but {problem}')
     if problem not in _said:
@@ -404,21 +344,9 @@ def fall_back(problem):
 
 
 def may_use_gpu(i, built_with_cuda):
-    """Return whether it makes sense to try GPU `i`; say why if it does not.
+    """Return whether it makes sense to try GPU `i`; if not, :func:`fall_back` says why.
 
-    Parameters
-    ----------
-    i : int
-        Number of the GPU, from 0.
-    built_with_cuda : bool
-        Whether the MXNet that was imported can use GPUs at all.
-
-    Raises
-    ------
-    RuntimeError
-        If there is a problem and D2L_EXT_DEVICE is 'gpu'. Otherwise it is printed, once.
-    ValueError
-        If D2L_EXT_DEVICE is none of 'auto', 'cpu' and 'gpu'.
+    `built_with_cuda` tells whether the MXNet that was imported can use GPUs at all.
     """
     wish = device_wish()
     if wish == 'cpu':

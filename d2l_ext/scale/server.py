@@ -15,9 +15,9 @@ import sys
 import threading
 import time
 
-# Seconds of silence after which a process counts as dead, for PS_HEARTBEAT_TIMEOUT. A death takes
-# twice as long at most to end the job: the scheduler notices, then the others miss the scheduler.
-DEAD_AFTER = 20
+# Seconds after which who is silent counts as dead, for PS_HEARTBEAT_TIMEOUT. A death takes twice
+# as long at most to end the job: the scheduler notices, then the others miss the scheduler.
+_SILENCE = 20
 _HEARTBEAT_EVERY = 2  # seconds; also how much later, at most, a job that is done exits
 START_WITHIN = 600  # seconds until all processes must have found each other
 _EVERYBODY = 7  # ps-lite's number of the group of scheduler, servers and workers
@@ -46,7 +46,7 @@ def settle():
         raise ValueError(f'DMLC_ROLE is set but {", ".join(missing)} must be, too: the launcher '
                          f'sets them all, such as\n{STARTED_BY}')
     os.environ.setdefault('PS_HEARTBEAT_INTERVAL', str(_HEARTBEAT_EVERY))
-    timeout = os.environ.setdefault('PS_HEARTBEAT_TIMEOUT', str(DEAD_AFTER))
+    timeout = os.environ.setdefault('PS_HEARTBEAT_TIMEOUT', str(_SILENCE))
     if not timeout.isdigit() or int(timeout) < 1:
         raise ValueError('PS_HEARTBEAT_TIMEOUT must be a whole number of seconds of at least 1, '
                          f'not {timeout!r}')

@@ -18,16 +18,9 @@ KVSTORES = ('dist_sync', 'dist_device_sync')
 
 
 class Workers:
-    """The processes that train together, with the methods of :class:`d2l_ext.training.Team`.
+    """The processes that train together, with the methods of :class:`d2l_ext.scale.team.Team`.
 
-    Attributes
-    ----------
-    rank : int
-        Number of this process among them, from 0.
-    number : int
-        How many they are.
-    kv : mxnet.kvstore.KVStore
-        Joins them.
+    This one is number `rank` of `number`, from 0; MXNet's key-value store `kv` joins them.
     """
 
     def __init__(self, kv):
@@ -109,12 +102,9 @@ class Workers:
 
     @contextlib.contextmanager
     def open_checkpoint(self, path):
-        """Give the path of a copy of the leader's file `path`, or None if there is none.
+        """Give the path of a copy of the file `path` of rank 0, or None if there is none.
 
-        Raises
-        ------
-        ValueError
-            If another worker has such a file but the leader, rank 0, has none.
+        A ValueError if another worker has such a file nevertheless.
         """
         if path is None:
             yield None
@@ -149,21 +139,9 @@ def connect(kvstore):
     """Join the workers of the job that a launcher started, and wait until all are there.
 
     From then on, until :meth:`Workers.finish`, this process ends with an error when another dies.
-
-    Parameters
-    ----------
-    kvstore : {'dist_sync', 'dist_device_sync'}
-        How gradients are summed: on the CPU, or on the worker's GPUs first.
-
-    Returns
-    -------
-    Workers
-        In a worker; in the other roles this serves and exits.
-
-    Raises
-    ------
-    ValueError
-        If no launcher started this process, or another kvstore is asked for.
+    `kvstore` says how gradients are summed: 'dist_sync', on the CPU, or 'dist_device_sync', on the
+    worker's GPUs first. In the roles of server and scheduler this serves and exits. A ValueError if
+    no launcher started this process, or another kvstore is asked for.
     """
     global _job, _unfinished
     serve_if_asked()

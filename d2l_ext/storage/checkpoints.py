@@ -8,8 +8,10 @@ import zipfile
 import numpy as np
 
 from ..arguments import check_choice, check_path, check_type
+from ..checks.nets import check_initialized
+from ..checks.trainers import check_trainer
 from ..devices import check_ctx, check_devices, mx, try_gpu
-from ..graphs import check_initialized, check_net, check_trainer
+from ..graphs import check_net
 from .files import atomic_write
 
 nd = mx.nd

@@ -53,24 +53,12 @@ def data_folders(folder_name):
 
 
 def find_files(folder_name, names, hashes, fetch):
-    """Return a folder that holds published files; fetch them if no known folder does.
+    """Return the one of :func:`data_folders` that holds the named files; fetch them if none does.
 
-    Parameters
-    ----------
-    folder_name : str
-        Of :func:`data_folders`.
-    names : sequence of str
-        Files that must be there.
-    hashes : dict
-        Known sums, as pooch writes them, of these files and of others that `fetch` makes.
-    fetch : callable
-        ``fetch(names, folder)`` brings the named files.
-
-    Raises
-    ------
-    ValueError
-        If some of the files are in D2L_EXT_DATA's folder, and one is not the published one. It is
-        left as it is. If all are there, whoever reads them checks them.
+    ``fetch(names, folder)`` brings what is missing. `hashes` has the known sums, as pooch writes
+    them, of these files and of others that `fetch` makes. A ValueError if some of the files are in
+    D2L_EXT_DATA's folder and one is not the published one, which is left as it is. If all are
+    there, whoever reads them checks them.
     """
     folders = data_folders(folder_name)
     folder, cache = folders[0], folders[-1]
@@ -91,24 +79,11 @@ def find_files(folder_name, names, hashes, fetch):
 
 
 def download(name, folder, mirrors, title, advice):
-    """Fetch one file into `folder` from the first mirror that has it, whole or not at all.
+    """Fetch a file into `folder` from the first mirror that has it, whole or not at all.
 
-    Parameters
-    ----------
-    name : str
-        Of the file.
-    folder : pathlib.Path
-    mirrors : sequence of tuple
-        Address, to which `name` is added, and known sum.
-    title : str
-        Of the data set.
-    advice : str
-        What else the reader can do; ``{folder}`` in it stands for `folder`.
-
-    Raises
-    ------
-    OSError
-        If no mirror has the file or it cannot be kept.
+    Each of `mirrors` is an address, to which `name` is added, and the known sum. An OSError if none
+    has the file or it cannot be kept names the data set, `title`, and gives `advice` on what else
+    the reader can do, in which ``{folder}`` stands for `folder`.
     """
     import requests  # a tenth of a second, needed here only
 

@@ -6,8 +6,9 @@ from unittest import mock
 import numpy as np
 
 from ..arguments import check_path, check_shape
+from ..checks.nets import check_input
 from ..devices import mx
-from ..graphs import check_input, trace
+from ..graphs import trace
 from ..graphs.rewriting import rewrite
 from ..graphs.state import attributes_kept
 from .files import atomic_write

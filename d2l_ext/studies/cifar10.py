@@ -106,21 +106,14 @@ def load_data_cifar10(batch_size, root=None, verify=True, *, resize=None, flip=F
         any number of images.
     resize : int, optional
         Height and width of the images, in pixels; 32 if left out.
-    flip : bool
-        Whether training images are mirrored left to right, each with probability 1/2.
-    shift : int
-        By how many pixels of 32x32 training images move at most, up or down, left or right.
-    normalize : bool
-        Whether the mean of each channel over the training images is subtracted and the result
-        divided by their standard deviation. Without, values are from 0 to 1.
-    ctx : mxnet.Context, optional
-        Device of the batches; by default ``try_gpu()``.
+    flip, shift, normalize, ctx : optional
+        As of :func:`~d2l_ext.load_data_fashion_mnist`; `shift` in pixels of 32x32, and each channel
+        normalized by itself.
 
     Returns
     -------
     train_iter, test_iter : Batches
-        `train_iter` is shuffled, flipped and shifted anew for every pass. Their channels are
-        red, green, blue.
+        As those of :func:`~d2l_ext.load_data_fashion_mnist`, with the channels red, green, blue.
 
     Raises
     ------

@@ -38,6 +38,7 @@ class Inception(nn.HybridBlock):
 
     A 1x1 convolution; a 3x3 and a 5x5 convolution, each after a 1x1 that lowers the number of
     channels; a 3x3 maximum pooling and a 1x1 convolution. A ReLU follows every convolution.
+    Szegedy et al., *Going Deeper with Convolutions*, 2014, figure 2b.
 
     Maps (batch, any channels, height, width) to
     (batch, c1 + c2[1] + c3[1] + c4, height, width).
@@ -86,7 +87,8 @@ class Residual(nn.HybridBlock):
     """A block that adds to its input, as in Inception-ResNet: ``relu(x + conv1x1(block(x)))``.
 
     The 1x1 convolution, without a ReLU of its own, gives the block's output as many channels as
-    its input has. Maps (batch, num_channels, height, width) to the same shape.
+    its input has (Szegedy et al., *Inception-v4, Inception-ResNet and the Impact of Residual
+    Connections on Learning*, 2016). Maps (batch, num_channels, height, width) to the same shape.
 
     Parameters
     ----------
@@ -164,7 +166,8 @@ def inception_v3_stage3(num_pool_channels):
     """Return the Inception-v3 block for 35x35 maps, which has two 3x3 in place of a 5x5.
 
     That is its third path. The second keeps a 5x5, as the network that Google released does;
-    figure 5 of the paper has a 3x3 there. Pooling takes the mean.
+    figure 5 of the paper (Szegedy et al., *Rethinking the Inception Architecture for Computer
+    Vision*, 2015) has a 3x3 there. Pooling takes the mean.
 
     Parameters
     ----------
@@ -191,6 +194,8 @@ def inception_v3_stage3(num_pool_channels):
 
 def inception_v3_stage4(num_channels):
     """Return the Inception-v3 block for 17x17 maps: each 7x7 is a 1x7 and a 7x1 convolution.
+
+    Figure 6 of the paper that :func:`inception_v3_stage3` names.
 
     Parameters
     ----------
@@ -221,7 +226,8 @@ def inception_v3_stage4(num_channels):
 def inception_v3_stage5():
     """Return the Inception-v3 block for 8x8 maps: a 3x3 is split into a 1x3 beside a 3x1.
 
-    The two stand side by side, not one after the other, so that the block grows wider.
+    The two stand side by side, not one after the other, so that the block grows wider: figure 7 of
+    the paper that :func:`inception_v3_stage3` names.
 
     Returns
     -------

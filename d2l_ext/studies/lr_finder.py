@@ -15,19 +15,15 @@ import math
 import numpy as np
 
 from ..arguments import check_int, check_number
-from ..batches import seed_epoch
+from ..checks.batches import batch_sums, check_sums, checked_batches, no_batch
+from ..checks.dead_starts import DEAD_AFTER
+from ..checks.nets import check_initialized
+from ..checks.trainers import check_trainer
 from ..devices import mx
-from ..evaluation import (
-    DEAD_AFTER,
-    batch_sums,
-    check_batches,
-    check_sums,
-    checked_batches,
-    no_batch,
-)
-from ..graphs import check_initialized, check_trainer, set_loss_scaling
+from ..graphs import set_loss_scaling
 from ..graphs.state import untouched
 from ..progress import progress_bar
+from ..seeds import seed_epoch
 from ..training import Run
 from .plotting import COLORS, check_axes, plt
 
@@ -89,6 +85,11 @@ class RangeTest:
         Returns
         -------
         matplotlib.axes.Axes
+
+        Raises
+        ------
+        ValueError
+            If `axes` is no Axes.
         """
         if axes is None:
             _, axes = plt.subplots(figsize=(5, 3.2), layout='constrained')
@@ -188,7 +189,8 @@ def range_test(net, train_iter, trainer, ctx, lr_min=1e-5, lr_max=1.0, num_steps
     deferred is initialized by the first batch of the test, with a draw that `seed` decides, and is
     deferred again afterwards; so `train_ch5` goes on as if there had been no test, and with the
     same `seed` starts from the very parameters that the test started from. All this holds too when
-    an exception or Ctrl-C ends the test.
+    an exception or Ctrl-C ends the test. Smith, *Cyclical Learning Rates for Training Neural
+    Networks*, 2017, and Gugger, 2018: see the top of this module.
 
     Parameters
     ----------
@@ -245,13 +247,12 @@ def range_test(net, train_iter, trainer, ctx, lr_min=1e-5, lr_max=1.0, num_steps
     smoothing = check_number('smoothing', smoothing, 0, 1)
     divergence = check_number('divergence', divergence, 1)
     seed = check_int('seed', seed, 0, 2**32 - 1)
-    check_batches('train_iter', train_iter)
     check_initialized(net, ctx)
     check_trainer(trainer, net, [ctx])
     lrs, losses, smoothed = [], [], []
     mean, zeros, stopped = 0., 0, 'end'
     with untouched(net), progress_bar(num_steps, ' steps', 'learning rate range test') as bar:
-        run = Run(net, _stand_in(trainer), ctx, precision, train_iter)
+        run = Run(net, _stand_in(trainer), ctx, precision, train_iter=train_iter)
         rates = np.geomspace(lr_min, lr_max, num_steps).tolist()
         batches = checked_batches(net, ctx, 'train_iter', _cycle(train_iter, seed))
         for i, (lr, batch) in enumerate(zip(rates, batches), 1):

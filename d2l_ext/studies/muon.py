@@ -15,23 +15,8 @@ def orthogonalized(matrix, num_rounds=5):
     """Return roughly the orthogonal factor of `matrix`: its singular vectors, with values near 1.
 
     Newton-Schulz iteration, X <- (A I + B G + C G^2) X with G = X X^T, as in Jordan and others,
-    *Muon: An Optimizer for Hidden Layers in Neural Networks*, 2024.
-
-    Parameters
-    ----------
-    matrix : mxnet.nd.NDArray
-        Of float32, shape (rows, columns).
-    num_rounds : int
-
-    Returns
-    -------
-    mxnet.nd.NDArray
-        Of the same shape; of a matrix of zeros, zeros.
-
-    Raises
-    ------
-    ValueError
-        If an argument is out of range.
+    *Muon: An Optimizer for Hidden Layers in Neural Networks*, 2024. Of float32 and shape (rows,
+    columns); what comes of zeros is zeros.
     """
     if not isinstance(matrix, nd.NDArray) or matrix.ndim != 2:
         raise refusal('matrix', matrix, 'an NDArray of shape (rows, columns)')

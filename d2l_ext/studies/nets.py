@@ -29,9 +29,8 @@ def nin_cifar10(num_classes=10, second_pooling='average', ceil_mode=True, batch_
         Whether the poolings round up, as both do; else they pad by one pixel, as in ports. On
         images of 32x32 pixels both give maps of 16x16 and 8x8.
     batch_norm : bool
-        Normalize between each convolution and its ReLU, see :func:`~d2l_ext.mlpconv`; the authors
-        do not. Images of three channels and ten classes: 968,404 parameters, and 2,836 running
-        statistics.
+        As for :func:`~d2l_ext.mlpconv`; the authors do not. Images of three channels and ten
+        classes: 968,404 parameters, and 2,836 running statistics.
 
     Returns
     -------

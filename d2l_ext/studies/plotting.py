@@ -243,10 +243,8 @@ def plot_confusion(matrix, classes, figsize=(6, 5)):
 
     Parameters
     ----------
-    matrix : array of int, shape (classes, classes)
-        Images by true class (row) and predicted class (column).
-    classes : sequence of str
-        Names of the classes.
+    matrix, classes
+        As for :func:`confusion_report`.
     figsize : pair of float
         Width and height in inches.
 

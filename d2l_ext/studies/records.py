@@ -11,7 +11,8 @@ import numpy as np
 import pooch
 
 from ..arguments import check_int, check_keys, check_pair, check_path, check_type, refusal
-from ..devices import mx, processor, resolve_precision, try_gpu
+from ..devices import mx, resolve_precision, try_gpu
+from ..hardware.processor import processor
 from ..hardware.threads import num_threads
 from ..storage import fashion_mnist
 from ..storage.checkpoints import load_params, save_params
@@ -110,17 +111,8 @@ def environment(precision='auto'):
 def dataset_facts(name, num_images=None):
     """Return what a record says of a data set of real images: name, sizes, checksums.
 
-    Parameters
-    ----------
-    name : {'Fashion-MNIST', 'CIFAR-10'}
-    num_images : pair of int, optional
-        Training and test images at hand, if these are not the published ones. The checksums of
-        those are left out then, and their sizes are told.
-
-    Raises
-    ------
-    ValueError
-        If it is another data set or `num_images` is no such pair.
+    `num_images`, training and test images at hand, is for copies that are not the published ones.
+    Of these the checksums are left out, and the published sizes are told.
     """
     published = {'Fashion-MNIST': ((60000, 10000), {'md5': fashion_mnist.MD5}),
                  'CIFAR-10': ((50000, 10000), {'sha1': CIFAR10_SHA1})}
@@ -187,6 +179,26 @@ def _runs(path, config):
     if record['config'] != config:
         return {}
     return {(run['variant'], run['seed']): run for run in record['runs']}
+
+
+def _run(function, config, seed, variant, path):
+    """Run an experiment once and return its part of the record at `path`; weights go beside it."""
+    result = function(config, seed, variant)
+    if not isinstance(result, dict):
+        result = {'history': result}
+    rows = check_keys('the result of function', result, ('history',))['history']
+    if not isinstance(rows, list) or not rows:
+        raise refusal('the history that function returns', rows, 'a list of rows, at least one')
+    for row in rows:
+        check_keys('each row of the history that function returns', row, ('seconds',))
+    net = result.pop('net', None)
+    if net is not None:
+        result['weights'] = f'{path.stem}-seed{seed}{variant and "-" + variant}.npz'
+        save_params(net, path.parent / result['weights'], dtype='float16')
+    return {'variant': variant, 'seed': seed, **result,
+            'seconds': sum(row['seconds'] for row in rows),
+            'environment': environment(config.get('precision', 'auto')),
+            'date': datetime.datetime.now(datetime.timezone.utc).date().isoformat()}
 
 
 def _command(name):
@@ -267,28 +279,11 @@ def recorded(name, function, config, seeds=(0,), variants=('',)):
                 'date': max(run['date'] for run in kept), 'command': _command(name)}
 
     for variant, seed in wanted:
-        if (variant, seed) in runs:
-            continue
-        print(f'{name}: running {variant or "the experiment"} with seed {seed}', flush=True)
-        result = function(config, seed, variant)
-        if not isinstance(result, dict):
-            result = {'history': result}
-        rows = check_keys('the result of function', result, ('history',))['history']
-        if not isinstance(rows, list) or not rows:
-            raise refusal('the history that function returns', rows, 'a list of rows, at least one')
-        for row in rows:
-            check_keys('each row of the history that function returns', row, ('seconds',))
-        net = result.pop('net', None)
-        if net is not None:
-            result['weights'] = f'{path.stem}-seed{seed}{variant and "-" + variant}.npz'
-            save_params(net, path.parent / result['weights'], dtype='float16')
-        runs[variant, seed] = {
-            'variant': variant, 'seed': seed, **result,
-            'seconds': sum(epoch['seconds'] for epoch in result['history']),
-            'environment': environment(config.get('precision', 'auto')),
-            'date': datetime.datetime.now(datetime.timezone.utc).date().isoformat()}
-        _write_json(partial, record())
-        checkpoint_path(name, config, seed, variant).unlink(missing_ok=True)
+        if (variant, seed) not in runs:
+            print(f'{name}: running {variant or "the experiment"} with seed {seed}', flush=True)
+            runs[variant, seed] = _run(function, config, seed, variant, path)
+            _write_json(partial, record())
+            checkpoint_path(name, config, seed, variant).unlink(missing_ok=True)
     _write_json(path, record())
     partial.unlink(missing_ok=True)
     return record()

@@ -5,7 +5,7 @@ import numbers
 from ..arguments import check_choice, check_int, check_keys, check_number, refusal
 from ..devices import check_ctx, mx
 from ..graphs import check_net
-from ..nets import INITS
+from .initialization import INITS
 
 SCHEDULES = ('constant', 'cosine')
 KEYS = ('lr', 'momentum', 'wd', 'batch_size', 'init', 'schedule', 'warmup')
@@ -13,6 +13,9 @@ KEYS = ('lr', 'momentum', 'wd', 'batch_size', 'init', 'schedule', 'warmup')
 
 def make_trainer(net, settings, num_updates, ctx):
     """Initialize `net` as `settings` say and return its trainer, stochastic gradient descent.
+
+    The warm-up is that of Goyal et al., *Accurate, Large Minibatch SGD*, 2017; the cosine that of
+    Loshchilov and Hutter, *SGDR*, 2016, without restarts.
 
     Parameters
     ----------

@@ -23,8 +23,8 @@ from optuna.trial import TrialState
 
 from ..arguments import check_int, check_number, check_path, check_type, refusal
 from ..batches import Batches
+from ..checks.nets import check_input
 from ..devices import mx, resolve_precision, try_gpu
-from ..graphs import check_input
 from ..nets import nin
 from ..training import train_ch5
 from .commands import add_options, exit_status, load
@@ -37,17 +37,7 @@ optuna.logging.set_verbosity(optuna.logging.WARNING)  # a line a trial is ours
 
 
 def suggest(trial):
-    """Return the settings of a trial: section 7.3's recipe and the usual cures, widely around.
-
-    Parameters
-    ----------
-    trial : optuna.Trial
-
-    Returns
-    -------
-    dict
-        With all the keys that :func:`make_trainer` knows.
-    """
+    """Return the settings of an ``optuna.Trial``: the section's recipe and the usual cures."""
     return {
         'lr': trial.suggest_float('lr', 1e-3, 0.3, log=True),
         'momentum': trial.suggest_categorical('momentum', (0.0, 0.5, 0.9, 0.95)),
@@ -140,6 +130,9 @@ def tune(study_name, train_iter, num_val, num_epochs, *, storage=None, num_trial
     Call it with the same arguments again and it goes on; call it so in several processes, on one
     machine or more, and they share the work. Every trial is in the storage from its first moment,
     so that Ctrl-C loses none but the one under way. Prints a line a trial.
+
+    Settings are proposed by Optuna's tree-structured Parzen estimator (Bergstra et al., *Algorithms
+    for Hyper-Parameter Optimization*, 2011), and trials below the median are pruned.
 
     What a trial proposes depends on `seed`, its number and the trials before it. So no two
     processes propose the same, one process alone can be repeated, and with several the first ten

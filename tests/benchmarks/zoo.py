@@ -9,7 +9,7 @@ import functools
 import statistics
 import time
 
-from d2l_ext.devices import processor
+from d2l_ext.hardware.processor import processor
 from d2l_ext.studies.records import results_folder
 
 from .turns import fresh, take_turns, write_record

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import d2l_ext
-from d2l_ext import evaluation
+from d2l_ext.checks import watch
 from d2l_ext.devices import mx
 from d2l_ext.studies import records
 
@@ -178,7 +178,7 @@ def test_running_statistics(noticed):
 
 def test_nan_in_the_last_block_is_not_called_a_dead_start(noticed, capsys, monkeypatch):
     """The ReLU turns it into logits and gradients that are all 0."""
-    monkeypatch.setattr(evaluation, '_LOOK_EVERY', 6)
+    monkeypatch.setattr(watch, '_LOOK_EVERY', 6)
     net = tiny_nin()
 
     def spoil(epoch, i):

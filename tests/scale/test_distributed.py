@@ -19,9 +19,10 @@ from d2l_ext.data import load_data_digits
 from d2l_ext.devices import mx
 from d2l_ext.scale import launch as distributed
 from d2l_ext.scale import workers
+from d2l_ext.scale.team import Team
 from d2l_ext.scale.workers import Workers
 from d2l_ext.storage.checkpoints import read_history
-from d2l_ext.training import Run, Team
+from d2l_ext.training import Run
 
 nd, gluon, nn = mx.nd, mx.gluon, mx.gluon.nn
 CPU, LOOPBACK = mx.cpu(), '127.0.0.1'

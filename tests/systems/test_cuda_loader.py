@@ -26,7 +26,7 @@ int cuDeviceGetAttribute(int *value, int attribute, int device) {
 """
 
 PROBE = """
-import ctypes, dataclasses, importlib.util, json, sys
+import ctypes, importlib.util, json, sys
 _, module, site = sys.argv
 spec = importlib.util.spec_from_file_location('cuda', module)
 cuda = sys.modules['cuda'] = importlib.util.module_from_spec(spec)
@@ -44,7 +44,8 @@ for step, call in (('before', lambda: ctypes.CDLL(site + '/mxnet/libmxnet.so')),
 problems, facts = cuda.check()
 result['problems'] = [problem.what for problem in problems]
 result['libraries'] = {name: str(found) for name, found in facts.libraries.items()}
-result['driver'] = facts.driver and dataclasses.asdict(facts.driver)
+result['driver'] = facts.driver and {
+    **facts.driver._asdict(), 'gpus': [gpu._asdict() for gpu in facts.driver.gpus]}
 print(json.dumps(result))
 """
 

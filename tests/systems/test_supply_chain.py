@@ -93,7 +93,8 @@ def test_every_line_is_an_exact_pin_and_no_file_names_an_index(name):
 
 
 def test_the_gpu_and_the_build_are_pinned_in_pyproject():
-    assert sorted(EXTRAS['gpu']) == sorted(cuda.REQUIREMENTS)
+    wheel = f'{cuda.GPU_WHEEL}=={cuda.VERSION}'
+    assert sorted(EXTRAS['gpu']) == sorted([wheel, *cuda.PINS.values()])
     assert all(map(exact, EXTRAS['gpu'] + PYPROJECT['build-system']['requires']))
 
 

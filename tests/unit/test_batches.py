@@ -4,8 +4,9 @@ import collections
 import numpy as np
 import pytest
 
-from d2l_ext.batches import Batches, channel_statistics
+from d2l_ext.batches import Batches
 from d2l_ext.devices import mx
+from d2l_ext.images.normalization import channel_statistics
 
 CPU = mx.cpu()
 

@@ -10,8 +10,8 @@ import pytest
 from conftest import content, copy
 
 import d2l_ext
-from d2l_ext.batches import channel_statistics
 from d2l_ext.devices import mx
+from d2l_ext.images.normalization import channel_statistics
 from d2l_ext.storage import downloads
 from d2l_ext.studies import cifar10
 

@@ -14,8 +14,8 @@ from conftest import content, copy, idx, mxnet_cache, write_archives
 
 import d2l_ext
 from d2l_ext import data
-from d2l_ext.batches import channel_statistics
 from d2l_ext.devices import mx
+from d2l_ext.images.normalization import channel_statistics
 from d2l_ext.storage import downloads, fashion_mnist
 from d2l_ext.studies import records
 

@@ -4,6 +4,7 @@ import pytest
 
 from d2l_ext import devices
 from d2l_ext.devices import mx
+from d2l_ext.hardware import processor
 
 
 def test_try_gpu_without_cuda(monkeypatch):
@@ -36,11 +37,11 @@ def test_try_gpu_that_fails_at_its_first_operation(monkeypatch):
     (None, False),  # no such file
 ])
 def test_has_bfloat16(tmp_path, monkeypatch, text, expected):
-    monkeypatch.setattr(devices, '_CPUINFO', tmp_path / 'cpuinfo')
+    monkeypatch.setattr(processor, '_CPUINFO', tmp_path / 'cpuinfo')
     if text is not None:
         (tmp_path / 'cpuinfo').write_text(text)
-    assert devices.has_bfloat16() is expected
-    assert (devices.processor() == 'A') is ('model name' in (text or ''))
+    assert processor.has_bfloat16() is expected
+    assert (processor.processor() == 'A') is ('model name' in (text or ''))
 
 
 @pytest.mark.parametrize('precision, ctx, possible, expected', [

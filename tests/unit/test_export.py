@@ -12,6 +12,7 @@ from conftest import full_disk
 
 import d2l_ext
 from d2l_ext import export_onnx, graphs, nets
+from d2l_ext.checks.nets import check_input
 from d2l_ext.devices import mx
 
 nd, nn = mx.nd, mx.gluon.nn
@@ -81,7 +82,7 @@ def test_networks_are_found():
 def fitting_size(net):
     for size in (28, 96, 224):
         try:
-            graphs.check_input(net, (1, 1, size, size))
+            check_input(net, (1, 1, size, size))
             return size
         except ValueError:
             pass

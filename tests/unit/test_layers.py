@@ -9,9 +9,12 @@ import d2l_ext
 PACKAGE = pathlib.Path(d2l_ext.__file__).parent
 ORDER = [
     'hardware',
-    'arguments progress devices nets batches',
+    'arguments',
+    'images',
+    'progress devices seeds nets batches',
     'graphs',
-    'storage scale',
+    'checks',
+    'scale storage',
     'data evaluation training',
     'studies',
     'diagnose __main__ search distributed',

@@ -3,8 +3,8 @@ import numpy as np
 import pytest
 
 from d2l_ext import nin, nin_block
+from d2l_ext.checks.nets import check_input
 from d2l_ext.devices import mx
-from d2l_ext.graphs import check_input
 from d2l_ext.nets import mlpconv
 from d2l_ext.studies.nets import (
     Mirrored,

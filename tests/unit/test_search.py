@@ -15,8 +15,8 @@ import d2l_ext
 from d2l_ext import data
 from d2l_ext.batches import Batches
 from d2l_ext.devices import mx
-from d2l_ext.nets import INITS
 from d2l_ext.studies import search
+from d2l_ext.studies.initialization import INITS
 from d2l_ext.studies.search import make_trainer, trial_table, tune
 
 nn = mx.gluon.nn

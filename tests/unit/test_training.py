@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 import d2l_ext
-from d2l_ext import evaluation, progress, training
-from d2l_ext.batches import Batches
+from d2l_ext import progress, training
+from d2l_ext.batches import Batches, num_images
+from d2l_ext.checks import watch as watching
 from d2l_ext.devices import has_bfloat16, mx
 from d2l_ext.graphs import choosing, compiled
 from d2l_ext.scale.workers import Workers
@@ -296,7 +297,7 @@ def test_a_dead_start_is_explained_once(capsys):
 
 
 def test_a_dead_start_is_told_before_a_long_epoch_ends(capsys, monkeypatch):
-    monkeypatch.setattr(evaluation, '_LOOK_EVERY', 2)
+    monkeypatch.setattr(watching, '_LOOK_EVERY', 2)
     batches = list(make_batches(320))
     net = dead_net()
     told_after = []
@@ -380,7 +381,7 @@ def test_a_worker_goes_on_without_an_image_of_its_own():
     run = training.Run(net, trainer, CPU, 'float32')
     run.team = Workers(types.SimpleNamespace(rank=1, num_workers=2))
     run.team.sum = np.asarray
-    watch = evaluation.Watch(net, CPU, print)
+    watch = watching.Watch(net, CPU, print)
     watch.start(1)
     images = make_batches(3, batch_size=1)  # the first worker has them all
     with progress.progress_bar(3, ' images', 'epoch 1') as bar:
@@ -446,4 +447,4 @@ def loader(last_batch):
     (list(make_batches(70)), 96), (iter(()), None)],
     ids=['Batches', 'keep', 'discard', 'list', 'iterator'])
 def test_the_bar_knows_how_many_images_there_are(batches, number):
-    assert training._num_images(batches, 32) == number
+    assert num_images(batches, 32) == number

@@ -5,6 +5,10 @@ from ..graphs import check_net
 
 nd, nn = mx.nd, mx.gluon.nn
 
+# By name: the book's, and MXNet's for ReLUs, after He et al., *Delving Deep into Rectifiers*, 2015,
+# with the mean of inputs and outputs where theirs divides by the inputs alone.
+INITS = {'xavier': mx.init.Xavier(), 'he': mx.init.MSRAPrelu(slope=0)}
+
 
 def _layers(net, kinds):
     """Return the layers of `net` that train and are of `kinds`, or raise if one has no values."""
