@@ -52,7 +52,10 @@ def test_metadata_holds_nothing_of_a_single_run(path):
         'display_name': 'Python 3 (ipykernel)', 'language': 'python', 'name': 'python3'}
     assert notebook.metadata.keys() <= {'kernelspec', 'language_info'}  # no widget states
     keys = {key for cell in notebook.cells for key in cell.metadata}
-    assert keys <= {'tags', 'mystnb'}  # what a figure shows, in words, but no times
+    assert keys <= {'tags', 'mystnb', 'jupyter'}  # what a figure shows, in words, but no times
+    for cell in notebook.cells:  # hidden on the site and in JupyterLab
+        hidden = 'hide-input' in cell.metadata.get('tags', ())
+        assert cell.metadata.get('jupyter', {}) == ({'source_hidden': True} if hidden else {})
     assert not [output for cell in code_cells(path) for output in cell.outputs  # no dead widgets
                 if 'application/vnd.jupyter.widget-view+json' in output.get('data', {})]
 
