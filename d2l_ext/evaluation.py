@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from .arguments import check_type, refusal
+from .arguments import check_type, refusal, wrapped
 from .devices import check_devices, mx
 from .graphs import check_initialized, check_input, choose
 
@@ -129,8 +129,9 @@ class Watch:
             raise FloatingPointError(f'the loss became {loss} in epoch {self.epoch}. {_ADVICE}')
         if zero_run >= enough and not self.explained and self._stuck():
             self.explained = True
-            self.say(DEAD_START.format(batches=zero_run, classes=self.num_classes,
-                                       loss=math.log(self.num_classes)), flush=True)
+            self.say(wrapped(DEAD_START.format(
+                batches=zero_run, classes=self.num_classes, loss=math.log(self.num_classes))),
+                flush=True)
         return loss, right
 
     def end(self):

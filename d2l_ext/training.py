@@ -7,7 +7,7 @@ import time
 
 import numpy as np
 
-from .arguments import check_flag, check_int, check_keys, check_path, check_type
+from .arguments import check_flag, check_int, check_keys, check_path, check_type, wrapped
 from .batches import Batches, seed_epoch
 from .devices import check_devices, mx
 from .evaluation import (
@@ -310,7 +310,7 @@ def train_ch5(net, train_iter, test_iter, batch_size, trainer, ctx, num_epochs, 
     say = print if team.rank == 0 else lambda *_, **__: None
     say('training on', ctx, *[f'by {team.number} workers'] * (team.number > 1))
     for note in filter(None, (threads_note(), run.why)):
-        say(note)
+        say(wrapped(note))
     settings = {'batch_size': batch_size, 'precision': run.precision}
     history, seed = _begin(run, checkpoint if resume else None, seed, settings, say)
     settings['seed'] = seed
@@ -334,7 +334,7 @@ def train_ch5(net, train_iter, test_iter, batch_size, trainer, ctx, num_epochs, 
                 report(history[-1])
     except (KeyboardInterrupt, OSError):  # such as a full disk
         if kept:
-            say(f'\nThe last whole epoch is in {checkpoint}. Train again with resume=True '
+            say(f'\nThe last whole epoch is in {checkpoint}.\nTrain again with resume=True '
                 '(--resume on the command line) to go on from there.', flush=True)
         raise
     team.finish()
