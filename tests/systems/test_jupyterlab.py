@@ -1,5 +1,6 @@
 """The first page in a real JupyterLab, in a real browser, as a reader opens and runs it."""
 import os
+import secrets
 import shutil
 import socket
 import subprocess
@@ -50,16 +51,17 @@ def address(tmp_path, folder):
         port = free.getsockname()[1]
     environment = {name: value for name, value in os.environ.items()
                    if not name.startswith(('JUPYTER', 'D2L_EXT_RERUN', 'OMP_', 'TQDM'))}
+    token = secrets.token_hex()
     environment.update(
-        HOME=str(tmp_path / 'home'), IPYTHONDIR=str(tmp_path / 'ipython'),
+        JUPYTER_TOKEN=token, HOME=str(tmp_path / 'home'), IPYTHONDIR=str(tmp_path / 'ipython'),
         MXNET_HOME=os.environ.get('MXNET_HOME') or os.path.expanduser('~/.mxnet'),
         PYTHONPATH=os.pathsep.join(filter(None, [str(ROOT), os.environ.get('PYTHONPATH')])))
     log = tmp_path / 'log'
     with open(log, 'w') as file:
         server = subprocess.Popen(
             [sys.executable, '-m', 'jupyterlab', '--no-browser', '--allow-root', '--ip=127.0.0.1',
-             f'--port={port}', '--ServerApp.port_retries=0', '--IdentityProvider.token=',
-             '--LabApp.news_url=None', f'--ServerApp.root_dir={folder}'],
+             f'--port={port}', '--ServerApp.port_retries=0', '--LabApp.news_url=None',
+             f'--ServerApp.root_dir={folder}'],
             env=environment, stdin=subprocess.DEVNULL, stdout=file, stderr=file)
     try:
         for _ in range(600):
@@ -68,7 +70,7 @@ def address(tmp_path, folder):
                 if not probe.connect_ex(('127.0.0.1', port)):
                     break
             time.sleep(0.1)
-        yield f'http://127.0.0.1:{port}/lab/tree/{PAGE.name}?reset'
+        yield f'http://127.0.0.1:{port}/lab/tree/{PAGE.name}?reset&token={token}'
     finally:
         server.terminate()  # it ends its kernels, too
         server.wait(60)

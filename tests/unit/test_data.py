@@ -257,9 +257,9 @@ def test_load_data_falls_back_and_says_so(published, capsys):
     assert train.name == "scikit-learn's digits" and train.classes == tuple('0123456789')
     assert next(iter(test))[0].shape == (32, 1, 12, 12)
     assert capsys.readouterr().out == (
-        f'Fashion-MNIST is not on this machine and {TRAIN_IMAGES} could not be\n'
-        "downloaded. Going on with the small embedded set, scikit-learn's digits: expect other "
-        'pictures and\nother numbers.\n')
+        f'Fashion-MNIST is not on this machine and {TRAIN_IMAGES} could not be downloaded. '
+        "Going\non with the small embedded set, scikit-learn's digits: expect other pictures and "
+        'other numbers.\n')
 
 
 def test_load_data_says_nothing_when_it_has_fashion_mnist(isolated, published, capsys):
