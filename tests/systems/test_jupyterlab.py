@@ -1,7 +1,7 @@
 """The first page in a real JupyterLab, in a real browser, as a reader opens and runs it."""
 import os
+import platform
 import secrets
-import shutil
 import socket
 import subprocess
 import sys
@@ -32,10 +32,15 @@ WATCH = '''() => {
 
 @pytest.fixture
 def folder(tmp_path):
-    """A folder with nothing in it but the page."""
+    """A folder with nothing in it but the page, as if this Python had executed it.
+
+    Every notebook that another one has executed is changed when JupyterLab opens it.
+    """
     folder = tmp_path / 'chapters'
     folder.mkdir()
-    shutil.copy(PAGE, folder)
+    notebook = nbformat.read(PAGE, as_version=4)
+    notebook.metadata.language_info.version = platform.python_version()
+    nbformat.write(notebook, folder / PAGE.name)
     return folder
 
 
