@@ -109,6 +109,7 @@ def test_run_all_then_save_and_open_again(browser, address, folder):  # noqa: F8
     page.keyboard.press('Control+s')
     page.locator(CHANGED).wait_for(state='detached')
     page.close()
+    assert 'widget-view' not in (folder / PAGE.name).read_text(encoding='utf-8')
     cells = [cell for cell in nbformat.read(folder / PAGE.name, as_version=4).cells
              if cell.cell_type == 'code']
     assert [output for cell in cells for output in cell.outputs
