@@ -6,6 +6,7 @@ import math
 import numbers
 import os
 import pathlib
+import textwrap
 
 
 def quoted(value):
@@ -18,6 +19,16 @@ def quoted(value):
         value = value.item()
     text = ' '.join(repr(value).split())
     return text if len(text) <= 100 else f'{text[:97]}...'
+
+
+def wrapped(text, indent=''):
+    """Return `text` in lines of at most 100 columns: JupyterLab would break them inside of words.
+
+    Words are kept whole, and lines that begin with a space as they are: commands to type.
+    """
+    return '\n'.join(line if line.startswith(' ') else textwrap.fill(
+        line, 100, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+        for line in text.split('\n'))
 
 
 def refusal(name, value, allowed):

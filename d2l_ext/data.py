@@ -3,7 +3,7 @@ import collections.abc
 
 import numpy as np
 
-from .arguments import check_flag, check_int, check_path, check_type
+from .arguments import check_flag, check_int, check_path, check_type, wrapped
 from .batches import make_batches
 from .storage import fashion_mnist
 
@@ -135,8 +135,8 @@ def load_data(batch_size, resize=None, *, flip=False, shift=0, normalize=False, 
     try:
         return load_data_fashion_mnist(batch_size, resize, **settings)
     except OSError as error:
-        print(f'{str(error).splitlines()[0].rstrip(":")}. Going on with the small embedded set, '
-              "scikit-learn's digits: expect other pictures and other numbers.")
+        print(wrapped(f'{str(error).splitlines()[0].rstrip(":")}. Going on with the small embedded '
+                      "set, scikit-learn's digits: expect other pictures and other numbers."))
         return load_data_digits(batch_size, resize, **settings)
 
 

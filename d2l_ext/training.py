@@ -2,7 +2,7 @@
 import collections.abc
 import time
 
-from .arguments import check_flag, check_int, check_path, check_type
+from .arguments import check_flag, check_int, check_path, check_type, wrapped
 from .batches import num_images
 from .checks.batches import check_batches, check_logits, checked_batches, no_batch
 from .checks.finite import check_finite
@@ -164,7 +164,7 @@ def train_ch5(net, train_iter, test_iter, batch_size, trainer, ctx, num_epochs, 
     say = print if team.rank == 0 else lambda *_, **__: None
     say('training on', ctx, *[f'by {team.number} workers'] * (team.number > 1))
     for note in filter(None, (threads_note(), run.why)):
-        say(note)
+        say(wrapped(note))
     settings = {'batch_size': batch_size, 'precision': run.precision}
     history, seed = begin(run, checkpoint if resume else None, seed, settings, say)
     settings['seed'] = seed
@@ -188,7 +188,7 @@ def train_ch5(net, train_iter, test_iter, batch_size, trainer, ctx, num_epochs, 
                 report(history[-1])
     except (KeyboardInterrupt, OSError):  # such as a full disk
         if kept:
-            say(f'\nThe last whole epoch is in {checkpoint}. Train again with resume=True '
+            say(f'\nThe last whole epoch is in {checkpoint}.\nTrain again with resume=True '
                 '(--resume on the command line) to go on from there.', flush=True)
         raise
     team.finish()

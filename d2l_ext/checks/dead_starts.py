@@ -1,6 +1,8 @@
 """Dead starts: the last ReLU is shut for every image, and no gradient can open it again."""
 import math
 
+from ..arguments import wrapped
+
 # So many batches in a row with no logit other than 0 are no accident.
 DEAD_AFTER = 5
 
@@ -20,4 +22,5 @@ def is_dead(net, ctx):
 
 def told(batches, num_classes):
     """Return what a reader is told when so many batches have had no logit other than 0."""
-    return DEAD_START.format(batches=batches, classes=num_classes, loss=math.log(num_classes))
+    return wrapped(DEAD_START.format(batches=batches, classes=num_classes,
+                                     loss=math.log(num_classes)))

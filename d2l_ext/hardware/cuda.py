@@ -13,6 +13,8 @@ import pathlib
 import sys
 import typing
 
+from ..arguments import wrapped
+
 CPU_WHEEL, GPU_WHEEL, VERSION = 'mxnet', 'mxnet-cu112', '1.9.1'
 # Whatever else installs into the folder mxnet/.
 _OTHER_WHEELS = ('mxnet-cu110', 'mxnet-cu102', 'mxnet-cu101', 'mxnet-cu100', 'mxnet-mkl',
@@ -340,7 +342,7 @@ def fall_back(problem):
         raise RuntimeError(f'D2L_EXT_DEVICE=gpu, but {problem}')
     if problem not in _said:
         _said.add(problem)
-        print(f'Computing on the CPU: {problem}')
+        print(wrapped(f'Computing on the CPU: {problem}'))
 
 
 def may_use_gpu(i, built_with_cuda):

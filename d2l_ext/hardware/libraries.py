@@ -86,6 +86,9 @@ def problem(error):
 @contextlib.contextmanager
 def supplied():
     """Import MXNet inside: it finds its libraries, or an ImportError says what to type."""
+    threads = sys.modules.get('d2l_ext.hardware.threads')  # absent where nobody asked for d2l_ext
+    if threads:
+        threads.leave_cores_to_others()  # OpenMP, the first library, reads their number
     for soname in PACKAGES:
         _load(soname)
     try:

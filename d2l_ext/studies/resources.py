@@ -20,7 +20,7 @@ import math
 
 import pandas as pd
 
-from ..arguments import check_choice, check_int, check_shape
+from ..arguments import check_choice, check_int, check_shape, wrapped
 from ..graphs import check_net
 from .operations import Operations
 
@@ -156,7 +156,7 @@ class Summary:
             parts = ', '.join(f'{part} {n / 1e6:,.2f}' for part, n in memory.items() if n)
             notes.append(f"{name + ' memory:':<18} {sum(memory.values()) / 1e6:,.2f} MB: {parts}")
         notes += [f"NOT COUNTED:       {'; '.join(self.unknown)}"] if self.unknown else []
-        return table, notes
+        return table, [wrapped(note, ' ' * 19) for note in notes]
 
     def __repr__(self):
         table, notes = self._printed()

@@ -17,6 +17,7 @@ from d2l_ext.arguments import (
     check_shape,
     check_type,
     quoted,
+    wrapped,
 )
 from d2l_ext.devices import mx
 
@@ -115,3 +116,11 @@ def test_how_values_are_quoted():
     assert quoted(np.float64(2)) == '2.0'
     assert quoted('x' * 200) == "'" + 'x' * 96 + '...'
     assert '\n' not in quoted(mx.gluon.nn.HybridSequential())
+
+
+def test_messages_are_broken_between_words():
+    words, command = 'some-long words ' * 20, f'    python -m {"long " * 30}'
+    lines = wrapped(f'{words}\n{command}\n\n{"x" * 120}', '  ').split('\n')
+    assert max(map(len, lines[:4])) <= 100 and lines[1].startswith('  some-long words ')
+    assert ' '.join(line.strip() for line in lines[:4]) == words.strip()
+    assert lines[4:] == [command, '', 'x' * 120]

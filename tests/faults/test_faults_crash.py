@@ -156,7 +156,7 @@ def test_stopped_within_a_step(tmp_path, faults, capsys, number):
     finally:
         signal.signal(number, before)
     assert batches[-1] in (25, 26)
-    assert (f'\nThe last whole epoch is in {path}. Train again with resume=True'
+    assert (f'\nThe last whole epoch is in {path}.\nTrain again with resume=True'
             in capsys.readouterr().out)
     assert len(read_history(path)) == 2 and names(tmp_path) == ['kept.npz']
     assert_same(run(path, 3), run(tmp_path / 'whole.npz', 3))
@@ -189,7 +189,7 @@ def test_stopped_on_the_command_line(tmp_path, faults, number):
     process.send_signal(number)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 128 + number
-    assert out.endswith(f'\nThe last whole epoch is in {path}. Train again with resume=True '
+    assert out.endswith(f'\nThe last whole epoch is in {path}.\nTrain again with resume=True '
                         '(--resume on the command line) to go on from there.\n\nstopped\n')
     assert 'Traceback' not in err and names(tmp_path) == ['kept.npz']
     rows = re.findall(r'^ +\d+ +\d+\.\d{4} ', ''.join(lines) + out, re.M)
@@ -208,7 +208,7 @@ def test_a_full_disk_ends_training_with_the_last_checkpoint_whole(tmp_path, faul
             OSError, match=f"too large: '{re.escape(str(path))}'"):
         run(path, 4)
     assert path.read_bytes() == content and names(path.parent) == ['kept.npz']
-    assert f'The last whole epoch is in {path}. Train again' in capsys.readouterr().out
+    assert f'The last whole epoch is in {path}.\nTrain again' in capsys.readouterr().out
     assert_same(run(path, 4), run(tmp_path / 'whole.npz', 4))
     faults.survived()
 

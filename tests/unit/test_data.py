@@ -258,7 +258,7 @@ def test_load_data_falls_back_and_says_so(published, capsys):
     assert next(iter(test))[0].shape == (32, 1, 12, 12)
     assert capsys.readouterr().out == (
         f'Fashion-MNIST is not on this machine and {TRAIN_IMAGES} could not be downloaded. '
-        "Going on with the small embedded set, scikit-learn's digits: expect other pictures and "
+        "Going\non with the small embedded set, scikit-learn's digits: expect other pictures and "
         'other numbers.\n')
 
 

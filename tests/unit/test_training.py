@@ -293,6 +293,7 @@ def test_a_dead_start_is_explained_once(capsys):
     out = capsys.readouterr().out
     assert out.count('dead start') == 1 and 'MSRAPrelu' in out and '2.302585' in out
     assert out.index('dead start') < out.index('epoch 1,')
+    assert all(len(line) <= 100 for line in out.splitlines())
     assert history[-1]['loss'] == pytest.approx(math.log(10), abs=1e-5)
 
 
