@@ -21,6 +21,7 @@ from .evaluation import (
     split,
 )
 from .graphs import check_initialized, check_trainer, choose, scale_losses, set_loss_scaling
+from .graphs.state import arrays_of, attach_grads, numbers_of, set_attributes
 from .hardware.threads import threads_note
 from .progress import progress_bar
 from .storage.checkpoints import load_checkpoint, save_checkpoint
@@ -88,9 +89,10 @@ class Run:
         self.net, self.trainer, self.team = net, trainer, Team()
         self.devices = check_devices(ctx)
         check_trainer(trainer, net, self.devices)
+        attach_grads(net)
         self.forward, self.precision, self.why = choose(net, self.devices[0], precision, iterables)
         set_loss_scaling(trainer, self.precision == 'float16')
-        self.loss = gluon.loss.SoftmaxCrossEntropyLoss()
+        self.loss, self.start = gluon.loss.SoftmaxCrossEntropyLoss(), numbers_of(net)
 
     def step(self, X, y):
         """Train on a batch; return ``(X, y, logits, l)`` of each device, `l` the loss an image."""
@@ -161,6 +163,11 @@ class Run:
         for param in params if number > 1 else ():
             here = sum(array.asnumpy().astype('float64') for array in param.list_data())
             param.set_data(nd.array(self.team.sum(here) / number))
+        if self.team.number > 1:  # on several devices, such an array goes from one to the next
+            set_attributes(self.net, {
+                name: self.team.sum(array) / self.team.number
+                for name, array in sorted(arrays_of(self.net).items())
+                if array is not None and array.dtype.kind == 'f'}, self.devices[0])
 
 
 def _with_values(trainer):
@@ -237,7 +244,8 @@ def _keep(run, checkpoint, history, settings):
         previous = next(name for name in names if not os.path.exists(name))
         os.replace(checkpoint, previous)
         print(f'the checkpoint of an earlier run is now {previous}')
-    save_checkpoint(checkpoint, run.net, run.trainer, run.devices, history, settings)
+    save_checkpoint(checkpoint, run.net, run.trainer, run.devices, history, settings,
+                    run.start)
 
 
 def train_ch5(net, train_iter, test_iter, batch_size, trainer, ctx, num_epochs, *,
