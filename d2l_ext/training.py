@@ -21,6 +21,7 @@ from .evaluation import (
     split,
 )
 from .graphs import check_initialized, check_trainer, choose, scale_losses, set_loss_scaling
+from .graphs.numpy_mode import computed_in_nd
 from .graphs.state import arrays_of, attach_grads, numbers_of, set_attributes
 from .hardware.threads import threads_note
 from .progress import progress_bar
@@ -248,6 +249,7 @@ def _keep(run, checkpoint, history, settings):
                     run.start)
 
 
+@computed_in_nd
 def train_ch5(net, train_iter, test_iter, batch_size, trainer, ctx, num_epochs, *,
               precision='auto', checkpoint=None, resume=False, seed=None, report=print_epoch):
     """Train a classifier, printing a line an epoch as section 7.3 does.

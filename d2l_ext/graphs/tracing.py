@@ -3,6 +3,7 @@ import numpy as np
 
 from ..arguments import check_shape, check_type, refusal
 from ..devices import check_ctx, mx
+from .numpy_mode import as_called
 from .state import attributes_kept, untouched
 
 gluon, nn = mx.gluon, mx.gluon.nn
@@ -117,7 +118,7 @@ def _computes(net, shape):
         return False
     try:
         with untouched(net):
-            net(mx.nd.zeros(shape)).wait_to_read()
+            as_called(net)(mx.nd.zeros(shape)).wait_to_read()
     except Exception:
         return False
     return True

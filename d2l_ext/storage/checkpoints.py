@@ -10,6 +10,7 @@ import numpy as np
 from ..arguments import check_choice, check_path, check_type
 from ..devices import check_ctx, check_devices, mx, try_gpu
 from ..graphs import check_initialized, check_net, check_trainer
+from ..graphs.numpy_mode import computed_in_nd
 from ..graphs.state import arrays_of, named_blocks, numbers_of, set_attributes
 from .files import atomic_write
 
@@ -92,6 +93,7 @@ def _save_arrays(path, arrays):
         file.write(content.getbuffer())
 
 
+@computed_in_nd
 def save_params(net, path, dtype='float32'):
     """Write the parameters of `net` to a .npz file, keyed by layer (``0.1.weight``).
 
@@ -118,6 +120,7 @@ def save_params(net, path, dtype='float32'):
     _save_arrays(path, {**params, **_arrays_beside(net)})
 
 
+@computed_in_nd
 def load_params(net, path, ctx=None):
     """Set the parameters of `net` from a file that :func:`save_params` wrote.
 

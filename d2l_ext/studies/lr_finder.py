@@ -26,6 +26,7 @@ from ..evaluation import (
     no_batch,
 )
 from ..graphs import check_initialized, check_trainer, set_loss_scaling
+from ..graphs.numpy_mode import computed_in_nd
 from ..graphs.state import untouched
 from ..progress import progress_bar
 from ..training import Run
@@ -164,6 +165,7 @@ def _suggest(lrs, losses):
     return max(lrs[0], min(fastest, best / 10)), how
 
 
+@computed_in_nd
 def range_test(net, train_iter, trainer, ctx, lr_min=1e-5, lr_max=1.0, num_steps=100, *,
                smoothing=0.1, divergence=4.0, precision='auto', seed=0):
     """Train for a few steps at growing learning rates, take them back, and suggest a rate.
