@@ -10,12 +10,23 @@ import functools
 import threading
 
 from ..devices import mx
+from .rewriting import rewrite
 
 gluon, util = mx.gluon, mx.util
 
 _reader = threading.local()  # its .modes: (np_shape, np_array) outside, unless both are off
 _CACHES = ('_cached_graph', '_cached_op', '_cached_op_args')  # of hybridized blocks
 _END = object()
+_NAMES = {f'_npi_{name}': name for name in (
+    'exp', 'log', 'sqrt', 'square', 'abs', 'negative', 'tanh', 'sin', 'cos', 'mean')}
+_NAMES.update((f'_npi_{name}', f'broadcast_{other}') for name, other in (
+    ('add', 'add'), ('subtract', 'sub'), ('multiply', 'mul'), ('true_divide', 'div'),
+    ('power', 'power')))
+_NAMES.update((f'_npi_{name}_scalar', f'_{other}_scalar') for name, other in (
+    ('add', 'plus'), ('subtract', 'minus'), ('rsubtract', 'rminus'), ('multiply', 'mul'),
+    ('true_divide', 'div'), ('rtrue_divide', 'rdiv'), ('power', 'power')))
+_NAMES.update({'_npx_relu': 'relu', '_npx_sigmoid': 'sigmoid', '_np_sum': 'sum', '_np_max': 'max',
+               '_npi_concatenate': 'Concat'})
 
 
 @contextlib.contextmanager
@@ -74,7 +85,7 @@ def as_called(net, function=None):
         try:
             with _modes(net, *modes):
                 return _classic(function(
-                    X.as_np_ndarray() if modes[1] and isinstance(X, mx.nd.NDArray) else X))
+                    X.as_np_ndarray() if modes[1] and hasattr(X, 'as_np_ndarray') else X))
         finally:
             with _modes(net, False, False):
                 pass
@@ -82,7 +93,17 @@ def as_called(net, function=None):
 
 
 def _classic(output):
+    if isinstance(output, mx.sym.Symbol):
+        return rewrite(output, _renamed)
     return output.as_nd_ndarray() if isinstance(output, mx.nd.NDArray) else output
+
+
+def _renamed(new, node):
+    """Put operators that can be cast to bfloat16 in the place of those for NumPy's arrays."""
+    attrs = dict(node['attrs'])
+    if node['op'] == '_npi_concatenate' and 'axis' in attrs:
+        attrs['dim'] = attrs.pop('axis')
+    return new.copy({**node, 'op': _NAMES.get(node['op'], node['op']), 'attrs': attrs})
 
 
 def as_iterated(batches):

@@ -26,7 +26,6 @@ import pandas as pd
 from ..arguments import check_choice, check_int, check_shape
 from ..devices import mx
 from ..graphs import check_net
-from ..graphs.numpy_mode import computed_in_nd
 
 gluon = mx.gluon
 
@@ -388,7 +387,6 @@ class Summary:
         return table.to_html(index=False) + '<pre>' + html.escape('\n'.join(notes)) + '</pre>'
 
 
-@computed_in_nd
 def summary(net, input_shape, batch_size=1, dtype='float32'):
     """Return a :class:`Summary` of what `net` costs for a batch of inputs.
 

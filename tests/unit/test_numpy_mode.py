@@ -242,5 +242,46 @@ def test_an_error_leaves_the_mode_and_the_net(error, set_np):
 def test_gluons_layers_are_as_fast_as_without_it(set_np):
     choice = computed_in_nd(choose)(make_net(), ONE[0], 'auto', [digits()[0]])
     assert (choice.precision, choice.reason) == ('bfloat16', '')
-    reason = computed_in_nd(choose)(make_net(Residual), ONE[0], 'auto', [digits()[0]]).reason
+    net = make_net(Residual, kind=nn.HybridSequential)
+    choice = computed_in_nd(choose)(net, ONE[0], 'auto', [digits()[0]])
+    assert (choice.precision, choice.reason) == ('bfloat16', '')
+    reason = computed_in_nd(choose)(make_net(Inception), ONE[0], 'auto', [digits()[0]]).reason
     assert 'layer by layer' in reason
+
+
+class Arithmetic(nn.HybridBlock):
+    def hybrid_forward(self, F, X):
+        Y = F.npx.sigmoid(X) * X + X / 2 - (1 - X) + 1 / (X * X + 3) + X**2 - (-X)
+        Y = F.np.concatenate([Y, F.np.tanh(X)], axis=1) / (1 + F.np.exp(F.np.abs(F.np.square(X))
+                                                           ).mean(axis=1, keepdims=True))
+        Y = Y.reshape(-1, 2, 6, 6, 6) + F.np.sum(Y, axis=(2, 3)).reshape(-1, 2, 6, 1, 1) / 36
+        return F.np.maximum(Y, 0.1).max(axis=1) + F.np.where(Y > 0, Y, F.np.cos(Y)).mean(axis=1)
+
+
+@pytest.mark.parametrize('precision', ['float32', 'auto'])
+@pytest.mark.parametrize('hybridize', [True, False])
+def test_a_graph_stands_for_numpys_operators(hybridize, precision, set_np):
+    nets = [make_net(Arithmetic, settled=True, kind=nn.HybridSequential) for _ in range(2)]
+    for one, two in zip(*(net.collect_params().values() for net in nets)):
+        two.set_data(one.data())
+    if hybridize:
+        nets[1].hybridize()
+    rows = train(nets[0], num_epochs=1, precision='float32')
+    computed = computed_in_nd(choose)(nets[1], ONE[0], precision, [digits()[0]])
+    assert 'layer by layer' not in computed.reason
+    found = train(nets[1], num_epochs=1, precision=precision)
+    assert found[0]['loss'] == pytest.approx(rows[0]['loss'], rel=0.05)
+    predicted, _ = d2l_ext.predict(nets[1], digits()[1], ONE, 'float32')
+    expected = [net for X, _ in digits()[1] for net in nets[1](X).argmax(axis=1).asnumpy()]
+    assert np.mean(predicted == np.array(expected)) > 0.98
+
+
+def test_a_net_that_is_older_than_the_mode():
+    net = make_net()
+    npx.set_np()
+    try:
+        history = train(net)
+        assert d2l_ext.evaluate_accuracy(net, digits()[1], ONE, 'float32') == history[-1][
+            'test_acc']
+    finally:
+        npx.reset_np()
