@@ -280,10 +280,10 @@ def train_ch5(net, train_iter, test_iter, batch_size, trainer, ctx, num_epochs, 
         for it and it works with `net`, else float32; a line says why not. float16 needs a GPU,
         and its loss is scaled. Parameters, gradients and loss are float32 always.
     checkpoint : str or path, optional
-        File that receives the whole state after each epoch. When Ctrl-C or a full disk ends
-        the run, a line says how to go on from it. A file that is there without `resume` is kept
-        under the same name with ``.previous`` after it, or ``.previous2`` and so on: the first
-        that is free.
+        File that receives the whole state after each epoch, arrays and numbers in attributes of
+        blocks included. When Ctrl-C or a full disk ends the run, a line says how to go on from
+        it. A file that is there without `resume` is kept under the same name with ``.previous``
+        after it, or ``.previous2`` and so on: the first that is free.
     resume : bool
         Go on from `checkpoint` if that file exists; the numbers are those of a run that was
         never interrupted, on the same devices and number of threads.
