@@ -8,6 +8,8 @@ from test_histories import ONE, TWO, assert_same, digits, small_net, train
 
 import d2l_ext
 from d2l_ext.devices import mx
+from d2l_ext.graphs.state import arrays_of
+from d2l_ext.training import Run, Team
 
 nd, gluon, nn, init, autograd = mx.nd, mx.gluon, mx.gluon.nn, mx.init, mx.autograd
 Pair = collections.namedtuple('Pair', 'mean calls')
@@ -315,3 +317,24 @@ def test_a_net_that_is_hybridized_can_be_copied_once_it_is_not():
     other.hybridize()
     X = next(iter(digits()[0]))[0]
     np.testing.assert_array_equal(other(X).asnumpy(), net(X).asnumpy())
+
+
+class TwoWorkers(Team):
+    number = 2
+
+    def sum(self, values):
+        return 2 * np.asarray(values, 'float64') + 2  # those of the other are larger by 2
+
+
+@pytest.mark.parametrize('layer', [InPlace, OfNumPy, InATuple])
+def test_workers_get_the_mean_of_their_arrays_after_each_epoch(layer):
+    net = make_net(layer)
+    called(net)
+    before = arrays_of(net)
+    run = Run(net, gluon.Trainer(net.collect_params(), 'sgd'), *ONE, 'float32')
+    run.team = TwoWorkers()
+    run._average_statistics()
+    changed = {name: array for name, array in arrays_of(net).items() if array is not None}
+    assert len(changed) == 1
+    for name, array in changed.items():
+        np.testing.assert_allclose(array, before[name] + 1)
