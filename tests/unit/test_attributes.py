@@ -293,6 +293,7 @@ def test_a_copy_learns_in_a_range_test():
     assert tests[0].losses == tests[1].losses
 
 
+@pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
 def test_a_net_on_two_devices_is_copied_by_a_file(tmp_path):
     nets = [small_net(TWO) for _ in range(2)]
     train(nets[0], *digits(), TWO, 1, 'float32')
