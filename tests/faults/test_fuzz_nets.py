@@ -186,15 +186,9 @@ class Draw:
     def part(self, function, *inner, **settings):
         return (HybridPart if self.hybrid else Part)(function, *inner, **settings)
 
-    def chain(self, *layers):
-        kinds = [nn.HybridSequential] * self.hybrid + [nn.Sequential] * (not self.hybridized)
-        kinds = kinds if all(isinstance(layer, nn.HybridBlock) for layer in layers) else kinds[-1:]
-        net = self.random.choice(kinds)()
-        if not (self.hybrid and type(net) is nn.Sequential and self.chance(0.5)):
-            net.add(*layers)
-            return net
-        for layer in layers:
-            net.add(layer)
+    def chain(self, *layers, hybrid=True):
+        net = (nn.HybridSequential if self.hybrid and hybrid else nn.Sequential)()
+        net.add(*layers)
         return net
 
     def conv(self, channels, same=False):
@@ -260,7 +254,7 @@ class Draw:
         if self.chance(0.5):
             layers.append(nn.GlobalAvgPool2D())
         layers += [nn.Flatten(), nn.Dense(10)] if self.chance(0.5) else [nn.Dense(10)]
-        return self.chain(*layers)
+        return self.chain(*layers, hybrid=self.hybridized or self.chance(0.7))
 
 
 def batches(seed):
