@@ -1,6 +1,4 @@
 """Nets traced, and checked."""
-import contextlib
-
 import numpy as np
 
 from ..arguments import check_shape, check_type, refusal
@@ -92,12 +90,12 @@ def trace(net):
     check_net(net)
     if not _is_hybrid(net):
         return None
-    for called in dict.fromkeys((as_called(net), net)):  # it may be older than npx.set_np()
-        # A block that asks for shapes or numbers can raise anything.
-        with contextlib.suppress(Exception), attributes_kept(net):  # and may count its calls
-            graph = called(mx.sym.var('data', dtype='float32'))
-            return graph if isinstance(graph, mx.sym.Symbol) else None  # two outputs have none
-    return None
+    try:
+        with attributes_kept(net):  # a block may count its calls
+            graph = as_called(net)(mx.sym.var('data', dtype='float32'))
+        return graph if isinstance(graph, mx.sym.Symbol) else None  # two outputs have none
+    except Exception:  # a block that asks for shapes or numbers can raise anything
+        return None
 
 
 def is_trusted(net):

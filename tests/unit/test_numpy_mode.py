@@ -141,7 +141,7 @@ def test_blocks_of_the_readers_run_as_they_were_written(layer, set_np, tmp_path)
     d2l_ext.save_params(net, tmp_path / 'net.npz')
     other = make_net(layer)
     d2l_ext.load_params(other, tmp_path / 'net.npz')
-    X = mx.np.array(np.random.RandomState(0).rand(3, 1, 8, 8))
+    X = mx.np.array(np.random.RandomState(0).rand(3, 1, 8, 8), dtype='float32')
     np.testing.assert_array_equal(other(X).asnumpy(), net(X).asnumpy())
 
 
@@ -172,10 +172,9 @@ def loader(batches):
 
 @pytest.mark.parametrize('kind', [list, as_numpy, as_mx_np, Made, loader])
 def test_batches_of_any_arrays(kind, set_np):
-    expected, net = make_net(), make_net()
-    rows = without_seconds(train(expected))
-    batches = [kind(list(iterable)) for iterable in digits()]
-    assert without_seconds(train(net, batches)) == rows
+    expected, net, batches = make_net(), make_net(), [list(iterable) for iterable in digits()]
+    rows = without_seconds(train(expected, batches))
+    assert without_seconds(train(net, [kind(iterable) for iterable in batches])) == rows
     for one, two in zip(values(net), values(expected)):
         np.testing.assert_array_equal(one, two)
 
@@ -196,7 +195,7 @@ def test_range_test_summary_and_files(kind, settled, set_np, tmp_path):
         net.hybridize()
     d2l_ext.range_test(net, digits()[0], gluon.Trainer(net.collect_params(), 'sgd'), *ONE,
                        num_steps=10)
-    assert d2l_ext.summary(net, (1, 8, 8)).total_params == 60 + 24 + 550
+    assert d2l_ext.summary(net, (1, 8, 8)).total_params == 60 + 12 + 550
     history = train(net)
     d2l_ext.save_params(net, tmp_path / 'net.npz')
     other = make_net(kind=kind)
@@ -252,7 +251,7 @@ def test_gluons_layers_are_as_fast_as_without_it(set_np):
 class Arithmetic(nn.HybridBlock):
     def hybrid_forward(self, F, X):
         Y = F.npx.sigmoid(X) * X + X / 2 - (1 - X) + 1 / (X * X + 3) + X**2 - (-X)
-        Y = F.np.concatenate([Y, F.np.tanh(X)], axis=1) / (1 + F.np.exp(F.np.abs(F.np.square(X))
+        Y = F.np.concatenate([Y, F.np.tanh(X)], axis=1) / (1 + F.np.exp(F.np.abs(F.np.sin(X))
                                                            ).mean(axis=1, keepdims=True))
         Y = Y.reshape(-1, 2, 6, 6, 6) + F.np.sum(Y, axis=(2, 3)).reshape(-1, 2, 6, 1, 1) / 36
         return F.np.maximum(Y, 0.1).max(axis=1) + F.np.where(Y > 0, Y, F.np.cos(Y)).mean(axis=1)
@@ -274,14 +273,3 @@ def test_a_graph_stands_for_numpys_operators(hybridize, precision, set_np):
     predicted, _ = d2l_ext.predict(nets[1], digits()[1], ONE, 'float32')
     expected = [net for X, _ in digits()[1] for net in nets[1](X).argmax(axis=1).asnumpy()]
     assert np.mean(predicted == np.array(expected)) > 0.98
-
-
-def test_a_net_that_is_older_than_the_mode():
-    net = make_net()
-    npx.set_np()
-    try:
-        history = train(net)
-        assert d2l_ext.evaluate_accuracy(net, digits()[1], ONE, 'float32') == history[-1][
-            'test_acc']
-    finally:
-        npx.reset_np()
