@@ -25,8 +25,8 @@ MAY_BE_REFUSED = {
     'became (nan|inf)': 'in a plain loop, too, the loss or a parameter is no number any more',
     'holds NaN or infinity': 'as before'}
 # Not drawn, for in plain Gluon, too, MXNet 1.9.1 then ends the process on a CPU: Conv2DTranspose;
-# and a convolution that reads a concatenation of 16 channels or a multiple, but not all of its parts
-# are multiples of 16.
+# and a convolution that reads a concatenation of 16 channels or a multiple, but not all of its
+# parts are multiples of 16.
 COUNT = {'trained': 0, 'refused': 0}
 
 
