@@ -162,14 +162,14 @@ def attributes_kept(net):
 
 
 @contextlib.contextmanager
-def untouched(net):
+def untouched(net, reseed=True):
     """Put back what a net computes with to what it is now, whatever happens.
 
-    That is all of :func:`attributes_kept`, all arrays, such as parameters and gradients, and
-    MXNet's generator.
+    That is all of :func:`attributes_kept`, all arrays, such as parameters and gradients, and, with
+    `reseed`, MXNet's generator.
     """
     # The state of MXNet's generator cannot be read; a number that it draws stands for it.
-    drawn = int(nd.random.randint(0, 2**31 - 1).asscalar())
+    drawn = int(nd.random.randint(0, 2**31 - 1).asscalar()) if reseed else None
     arrays = [(item, item.copy()) for _, old in _attributes(net) for value in old.values()
               for _, item in _leaves(value) if isinstance(item, nd.NDArray)
               or isinstance(item, np.ndarray) and item.flags.writeable]
@@ -189,4 +189,5 @@ def untouched(net):
                 else:
                     array[...] = content
             nd.waitall()
-            mx.random.seed(drawn)
+            if reseed:
+                mx.random.seed(drawn)
