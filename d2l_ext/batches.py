@@ -110,7 +110,9 @@ class Batches:
                 X = resized(X, self.resize)
             if self.normalize is not None:
                 X = (X - mean) / deviation
-            yield X, nd.array(self.labels[chosen], ctx=self.ctx, dtype='int32')
+            y = nd.array(self.labels[chosen], ctx=self.ctx, dtype='int32')
+            as_np = mx.util.is_np_array()
+            yield (X.as_np_ndarray(), y.as_np_ndarray()) if as_np else (X, y)
 
     def _part(self, which, **changes):
         """Return batches of the images that `which` picks, otherwise like these."""

@@ -6,10 +6,12 @@ from .checks.finite import check_finite
 from .checks.nets import check_initialized
 from .devices import check_devices, mx, split
 from .graphs import choose
+from .graphs.numpy_mode import computed_in_nd
 
 nd = mx.nd
 
 
+@computed_in_nd
 def predict(net, data_iter, ctx, precision='auto'):
     """Return what `net` takes the images in `data_iter` for, and what they are.
 

@@ -11,6 +11,8 @@ from .checks.watch import Watch
 from .devices import check_devices, mx, split
 from .evaluation import classify
 from .graphs import choose, scale_losses, set_loss_scaling
+from .graphs.numpy_mode import computed_in_nd
+from .graphs.state import attach_grads, numbers_of
 from .hardware.threads import threads_note
 from .progress import print_epoch, progress_bar
 from .scale.copies import average_statistics, fill_gradients, start_alike
@@ -38,10 +40,11 @@ class Run:
         self.net, self.trainer, self.team = net, trainer, Team()
         self.devices = check_devices(ctx)
         check_trainer(trainer, net, self.devices)
+        attach_grads(net)
         self.forward, self.precision, self.why = choose(net, self.devices[0], precision,
                                                         list(batches.values()))
         set_loss_scaling(trainer, self.precision == 'float16')
-        self.loss = gluon.loss.SoftmaxCrossEntropyLoss()
+        self.loss, self.start = gluon.loss.SoftmaxCrossEntropyLoss(), numbers_of(net)
 
     def step(self, X, y):
         """Train on a batch; return ``(X, y, logits, l)`` of each device, `l` the loss an image."""
@@ -87,6 +90,7 @@ class Run:
         return float(self.team.from_leader(accuracy))
 
 
+@computed_in_nd
 def train_ch5(net, train_iter, test_iter, batch_size, trainer, ctx, num_epochs, *,
               precision='auto', checkpoint=None, resume=False, seed=None, report=print_epoch):
     """Train a classifier, printing a line an epoch as section 7.3 does.
@@ -119,10 +123,10 @@ def train_ch5(net, train_iter, test_iter, batch_size, trainer, ctx, num_epochs, 
         for it and it works with `net`, else float32; a line says why not. float16 needs a GPU,
         and its loss is scaled. Parameters, gradients and loss are float32 always.
     checkpoint : str or path, optional
-        File that receives the whole state after each epoch. When Ctrl-C or a full disk ends
-        the run, a line says how to go on from it. A file that is there without `resume` is kept
-        under the same name with ``.previous`` after it, or ``.previous2`` and so on: the first
-        that is free.
+        File that receives the whole state after each epoch, arrays and numbers in attributes of
+        blocks included. When Ctrl-C or a full disk ends the run, a line says how to go on from
+        it. A file that is there without `resume` is kept under the same name with ``.previous``
+        after it, or ``.previous2`` and so on: the first that is free.
     resume : bool
         Go on from `checkpoint` if that file exists; the numbers are those of a run that was
         never interrupted, on the same devices and number of threads.

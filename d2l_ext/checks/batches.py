@@ -5,6 +5,7 @@ import numpy as np
 
 from ..arguments import check_type, refusal
 from ..devices import mx
+from ..graphs.numpy_mode import as_iterated
 from .nets import check_input
 
 nd = mx.nd
@@ -24,13 +25,13 @@ def no_batch(name):
 def checked_batches(net, ctx, name, batches):
     """Yield pairs of arrays, NumPy's or MXNet's, that fit `net` as MXNet arrays on `ctx`."""
     shape = None
-    for batch in batches:
+    for batch in as_iterated(batches):
         if not isinstance(batch, (tuple, list)) or len(batch) != 2 or not all(map(np.ndim, batch)):
             raise refusal(f'each batch of {name}', batch, 'a pair (X, y) of arrays')
         if not all(map(len, batch)):  # MXNet's arrays cannot be empty
             raise ValueError(f'{name} yields a batch of 0 images; leave it out')
-        X, y = (a.as_in_context(ctx) if isinstance(a, nd.NDArray) else nd.array(a, ctx=ctx)
-                for a in batch)
+        X, y = (a.as_nd_ndarray().as_in_context(ctx) if isinstance(a, nd.NDArray)
+                else nd.array(a, ctx=ctx) for a in batch)
         if y.ndim != 1 or X.shape[0] != y.shape[0]:
             raise ValueError(f'X of shape {X.shape} needs labels y of shape ({X.shape[0]},), '
                              f'not {y.shape}')

@@ -4,6 +4,7 @@ import numpy as np
 from ..arguments import check_shape
 from ..devices import check_ctx, mx
 from ..graphs import check_net, trace
+from ..graphs.numpy_mode import as_called
 from ..graphs.state import untouched
 from ..graphs.tracing import is_trusted
 
@@ -36,8 +37,8 @@ def _computes(net, shape):
     if is_trusted(net):
         return False
     try:
-        with untouched(net):
-            net(mx.nd.zeros(shape)).wait_to_read()
+        with untouched(net, reseed=False):  # an epoch has been seeded; predicting draws nothing
+            as_called(net)(mx.nd.zeros(shape)).wait_to_read()
     except Exception:
         return False
     return True

@@ -9,6 +9,7 @@ from ..batches import common_shape
 from ..devices import mx, resolve_precision
 from .compiling import compiled
 from .cpu import crop_windows, window_in_use
+from .numpy_mode import as_called, as_iterated
 from .rewriting import maps_of, nodes_of, sizes
 from .state import attributes_kept, untouched, user_attributes
 from .tracing import is_trusted, trace
@@ -76,9 +77,9 @@ def choose(net, ctx, precision='auto', batches=()):
                 param.initialize(ctx=ctx)
         try:
             with autograd.pause():
-                net(X)  # settles shapes that are deferred
+                as_called(net)(X)  # settles shapes that are deferred
         except Exception:  # said in the run itself, better
-            return Choice(net, 'float32')
+            return Choice(as_called(net), 'float32')
         difference = '' if trusted else _difference(net, X)
         if difference:
             return _layer_by_layer(net, precision, difference)
@@ -92,7 +93,8 @@ def choose(net, ctx, precision='auto', batches=()):
                 if candidate == precision != 'float32':
                     raise _does_not_work(precision, reason) from error
         else:
-            return Choice(net, 'float32', f'the net is computed layer by layer: {reason}')
+            return Choice(as_called(net), 'float32',
+                          f'the net is computed layer by layer: {reason}')
     return _compiled(net, candidate, shape, reason)
 
 
@@ -114,7 +116,8 @@ def _layer_by_layer(net, precision, reason):
     if precision in ('bfloat16', 'float16'):
         raise ValueError(f"precision='{precision}' needs a net of hybrid blocks without hooks that "
                          f"its graph can stand for; not this one: {reason}. Use precision='auto'")
-    return Choice(net, 'float32', f'the net is computed layer by layer, which is slower: {reason}')
+    return Choice(as_called(net), 'float32', 'the net is computed layer by layer, which '
+                  f'is slower: {reason}')
 
 
 def _is_known(graph):
@@ -154,7 +157,7 @@ def _images(batches, shape, ctx):
         old = dict(state)
         try:
             iterator = iter(iterable)
-            for batch in iterator if iterator is not iterable else ():
+            for batch in as_iterated(iterator) if iterator is not iterable else ():
                 with contextlib.suppress(Exception):  # what is no batch is refused in the run
                     return nd.array(batch[0][:_NUM_IMAGES], ctx=ctx)
                 break
@@ -187,15 +190,15 @@ def _step(net, forward, X, train_mode=True, seed=0):
 
 def _difference(net, X):
     """Return what tells a net from its graph, or an empty string."""
-    graph = compiled(net)
+    graph, called = compiled(net), as_called(net)
     for train_mode in (True, False):
         with untouched(net):
             before = user_attributes(net)
-            first = _step(net, net, X, train_mode)
+            first = _step(net, called, X, train_mode)
             if user_attributes(net) != before:
                 return 'a call changes attributes of its blocks'
         with untouched(net):
-            if not _close(first, _step(net, net, X, train_mode, seed=1)):
+            if not _close(first, _step(net, called, X, train_mode, seed=1)):
                 return 'two calls do not compute the same'
         with untouched(net):
             try:
@@ -210,7 +213,7 @@ def _difference(net, X):
 
 def _close(arrays, others):
     """Return whether two results agree but for the order in which sums are added up."""
-    scale = max(np.abs(array).max(initial=0) for array in arrays)
+    sizes = [np.abs(array[np.isfinite(array)]).max(initial=0) for array in arrays]
     return all(one.shape == two.shape and np.allclose(
-        one, two, rtol=0, atol=1e-3 * np.abs(one).max(initial=0) + 1e-6 * scale, equal_nan=True)
-        for one, two in zip(arrays, others))
+        one, two, rtol=0, atol=1e-3 * size + 1e-6 * max(sizes), equal_nan=True)
+        for one, two, size in zip(arrays, others, sizes))

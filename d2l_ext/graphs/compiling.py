@@ -11,8 +11,21 @@ from .tracing import trace
 gluon = mx.gluon
 
 
+_SAME_CHANNELS = ('Activation', 'LeakyReLU', 'BatchNorm', 'Dropout', 'Pooling', 'relu')
+
+
+def _channels(new, entry):
+    """Return how many channels an entry has; 1 if nobody knows."""
+    node = new.nodes[entry[0]]
+    if node['op'] in _SAME_CHANNELS:
+        return _channels(new, node['inputs'][0])
+    if node['op'] == 'Concat' and node['attrs'].get('dim', '1') == '1':
+        return sum(_channels(new, entry) for entry in node['inputs'])
+    return int(node['attrs'].get('num_filter', 1))
+
+
 def _mended(new, node):
-    """Put others in the place of two operators that MXNet 1.9.1 computes wrongly or not at all."""
+    """Replace three operators that MXNet 1.9.1 computes wrongly or not at all."""
     name, inputs, attrs = node['name'], node['inputs'], node['attrs']
     if node['op'] == 'LeakyReLU' and attrs.get('act_type') == 'prelu':
         # In a graph, its backward pass overwrites what the gradient of alpha is computed from.
@@ -27,6 +40,11 @@ def _mended(new, node):
         # Inference leaves its weights in a layout that cannot be cast; this product has MXNet's.
         plain = new.add('_mul_scalar', f'{name}_plain', inputs[1:2], scalar=1)
         return new.copy({**node, 'inputs': [inputs[0], plain, *inputs[2:]]})
+    if node['op'] == 'Concat' and any(_channels(new, entry) % 16 for entry in inputs):
+        # The process would end where a gradient in oneDNN's blocks of 16 channels is split into
+        # other parts; what cuts off nothing has it in plain layout.
+        joined = new.copy({**node, 'name': f'{name}_joined'})
+        return new.add('slice_axis', name, [joined], axis=1, begin=0, end=None)
     return None
 
 

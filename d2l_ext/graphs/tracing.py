@@ -1,6 +1,7 @@
 """From a net to its graph, and whether that stands for it."""
 from ..arguments import check_type
 from ..devices import mx
+from .numpy_mode import as_called
 from .state import attributes_kept
 
 gluon, nn = mx.gluon, mx.gluon.nn
@@ -32,7 +33,7 @@ def trace(net):
         return None
     try:
         with attributes_kept(net):  # a block may count its calls
-            graph = net(mx.sym.var('data', dtype='float32'))
+            graph = as_called(net)(mx.sym.var('data', dtype='float32'))
         return graph if isinstance(graph, mx.sym.Symbol) else None  # two outputs have none
     except Exception:  # a block that asks for shapes or numbers can raise anything
         return None

@@ -3,6 +3,7 @@ import itertools
 
 from ..checks.batches import checked_batches
 from ..devices import mx
+from ..graphs.state import arrays_of, set_attributes
 from ..seeds import seed_epoch
 
 
@@ -48,3 +49,8 @@ def average_statistics(run):
     for param in params if number > 1 else ():
         here = sum(array.asnumpy().astype('float64') for array in param.list_data())
         param.set_data(mx.nd.array(run.team.sum(here) / number))
+    if run.team.number > 1:  # on several devices, such an array goes from one to the next
+        set_attributes(run.net, {
+            name: run.team.sum(array) / run.team.number
+            for name, array in sorted(arrays_of(run.net).items())
+            if array is not None and array.dtype.kind == 'f'}, run.devices[0])

@@ -12,6 +12,8 @@ from ..checks.nets import check_initialized
 from ..checks.trainers import check_trainer
 from ..devices import check_ctx, check_devices, mx, try_gpu
 from ..graphs import check_net
+from ..graphs.numpy_mode import computed_in_nd
+from ..graphs.state import arrays_of, named_blocks, numbers_of, set_attributes
 from .files import atomic_write
 
 nd = mx.nd
@@ -24,9 +26,15 @@ _LOSS_SCALER = ('_loss_scale', '_next_loss_scale', '_unskipped')
 def _named_params(net):
     """Return the parameters of `net` by the place of their layer, such as ``0.1.weight``.
 
-    These names, unlike Gluon's own, do not depend on how many nets were made before.
+    These names, unlike Gluon's own, do not depend on how many nets were made before. Parameters
+    that a block has under no name, such as in a list, are ``0.params.weight``.
     """
-    return check_net(net)._collect_params_with_prefix()
+    named = check_net(net)._collect_params_with_prefix()
+    known = set(map(id, named.values()))
+    for path, block in named_blocks(net):
+        named.update((f'{path}params.{name.removeprefix(block.params.prefix)}', param)
+                     for name, param in block.params.items() if id(param) not in known)
+    return named
 
 
 def _values(net):
@@ -37,6 +45,11 @@ def _values(net):
                              'values, not even a shape' if param._deferred_init else
                              f'net must be initialized, with net.initialize(), but {name} is not')
     return {name: param.list_data()[0].asnumpy() for name, param in _named_params(net).items()}
+
+
+def _arrays_beside(net):
+    """Return the arrays that blocks of `net` keep in attributes, with those of its parameters."""
+    return {name: value for name, value in arrays_of(net).items() if value is not None}
 
 
 def _load_arrays(path):
@@ -82,8 +95,11 @@ def _save_arrays(path, arrays):
         file.write(content.getbuffer())
 
 
+@computed_in_nd
 def save_params(net, path, dtype='float32'):
     """Write the parameters of `net` to a .npz file, keyed by layer (``0.1.weight``).
+
+    So are arrays that layers keep in attributes, such as a running mean (``0.1.mean``).
 
     Parameters
     ----------
@@ -92,7 +108,7 @@ def save_params(net, path, dtype='float32'):
     path : str or path
         File to write; replaced only once the new content is complete.
     dtype : {'float32', 'float16'}
-        'float16' halves the file; the values are rounded.
+        'float16' halves the file; the values of parameters are rounded.
 
     Raises
     ------
@@ -102,9 +118,11 @@ def save_params(net, path, dtype='float32'):
         If the file cannot be written.
     """
     check_choice('dtype', dtype, ('float32', 'float16'))
-    _save_arrays(path, {name: value.astype(dtype) for name, value in _values(net).items()})
+    params = {name: value.astype(dtype) for name, value in _values(net).items()}
+    _save_arrays(path, {**params, **_arrays_beside(net)})
 
 
+@computed_in_nd
 def load_params(net, path, ctx=None):
     """Set the parameters of `net` from a file that :func:`save_params` wrote.
 
@@ -125,8 +143,25 @@ def load_params(net, path, ctx=None):
         If the file is damaged or belongs to another network.
     """
     params, arrays = _named_params(net), _load_arrays(path)
+    ctx = try_gpu() if ctx is None else check_ctx(ctx)
+    here = arrays_of(net).keys() - params.keys()
+    beside = {name: arrays.pop(name) for name in here & arrays.keys()}
     _check_params(params, arrays, path)
-    _set_params(params, arrays, try_gpu() if ctx is None else check_ctx(ctx))
+    _check_beside(net, beside, path)
+    _set_params(params, arrays, ctx)
+    set_attributes(net, beside, ctx)
+
+
+def _check_beside(net, arrays, path):
+    """Raise a ValueError unless `arrays` are those that blocks of `net` keep in attributes."""
+    here = arrays_of(net)
+    wrong = sorted(_arrays_beside(net).keys() - arrays.keys() | arrays.keys() - here.keys())
+    if wrong:
+        raise ValueError(f'{path} and net do not keep the same arrays in attributes of blocks, '
+                         f'such as {wrong[0]}. Save again; or call net on a batch before loading, '
+                         'if it makes them then')
+    if any(array.dtype.kind not in 'fiub' for array in arrays.values()):
+        raise ValueError(f'{path}: an array that is kept in an attribute holds no numbers')
 
 
 def _check_params(params, arrays, path):
@@ -166,7 +201,7 @@ def _flatten_state(state, prefix):
         yield prefix, state
 
 
-def save_checkpoint(path, net, trainer, ctx, history, settings):
+def save_checkpoint(path, net, trainer, ctx, history, settings, start=None):
     """Write everything that training needs to go on after a whole epoch.
 
     Parameters
@@ -183,6 +218,9 @@ def save_checkpoint(path, net, trainer, ctx, history, settings):
         One dictionary an epoch.
     settings : dict
         What a resumed run must have the same, the seed among it.
+    start : dict, optional
+        The :func:`numbers_of <d2l_ext.graphs.state.numbers_of>` the net when training began. What
+        has changed since, such as a count of calls, is kept.
     """
     devices = check_devices(ctx)
     for device in devices:
@@ -192,6 +230,7 @@ def save_checkpoint(path, net, trainer, ctx, history, settings):
     check_type('settings', settings, dict, 'a dictionary')
     optimizer = trainer._optimizer
     arrays = {f'param:{name}': value for name, value in _values(net).items()}
+    arrays.update((f'attribute:{name}', value) for name, value in _arrays_beside(net).items())
     optimizer._set_current_context(devices[0].device_id)  # MXNet counts updates for each device
     updates = {}
     for name, param in _named_params(net).items():
@@ -203,6 +242,9 @@ def save_checkpoint(path, net, trainer, ctx, history, settings):
                           for key, array in _flatten_state(state, f'state:{name}'))
     about = {'history': history, 'updates': updates, 'settings': {
         **settings, 'optimizer': type(optimizer).__name__}}
+    if start is not None:
+        about['numbers'] = {name: number for name, number in numbers_of(net).items()
+                            if start.get(name) != number}
     if hasattr(optimizer, 'm_schedule'):  # Nadam keeps this number outside of its states
         about['m_schedule'] = optimizer.m_schedule
     if hasattr(trainer, '_amp_loss_scaler'):
@@ -246,6 +288,9 @@ def _is_about(about):
             and type(about['settings'].get('seed')) is int
             and 0 <= about['settings']['seed'] < 2**32
             and isinstance(about.get('m_schedule', 1.0), float)
+            and isinstance(about.get('numbers', {}), dict)
+            and all(type(number) in (bool, int, float)
+                    for number in about.get('numbers', {}).values())
             and isinstance(scaler, dict) and scaler.keys() == set(_LOSS_SCALER)
             and all(type(number) in (int, float) for number in scaler.values()))
 
@@ -276,12 +321,13 @@ def load_checkpoint(path, net, trainer, ctx, settings):
         if kept != value:
             raise ValueError(f'{path} was made with {name}={kept!r}, not {value!r}; go on with '
                              'that, or pass another checkpoint')
-    by_kind = {'param': {}, 'state': {}}
+    by_kind = {'param': {}, 'state': {}, 'attribute': {}}
     for key, array in arrays.items():
         kind, _, name = key.partition(':')
         by_kind.get(kind, {})[name] = array
     params, states = _named_params(net), {}
     _check_params(params, by_kind['param'], path)
+    _check_beside(net, by_kind['attribute'], path)
     # Nothing is changed before everything is known to fit.
     for name, param in params.items():
         index = trainer._param2idx.get(param.name)
@@ -302,6 +348,7 @@ def load_checkpoint(path, net, trainer, ctx, settings):
     if 'loss_scaler' in about and not hasattr(trainer, '_amp_loss_scaler'):
         raise ValueError(f'{path} was made with loss scaling, which this trainer does not use')
     _set_params(params, by_kind['param'], devices)
+    set_attributes(net, {**by_kind['attribute'], **about.get('numbers', {})}, devices[0])
     if 'm_schedule' in about:
         optimizer.m_schedule = about['m_schedule']
     for name, value in about.get('loss_scaler', {}).items():

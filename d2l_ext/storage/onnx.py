@@ -9,6 +9,7 @@ from ..arguments import check_path, check_shape
 from ..checks.nets import check_input
 from ..devices import mx
 from ..graphs import trace
+from ..graphs.numpy_mode import as_called, computed_in_nd
 from ..graphs.rewriting import rewrite
 from ..graphs.state import attributes_kept
 from .files import atomic_write
@@ -17,6 +18,7 @@ _OPSET = 13  # the newest operators that MXNet 1.9.1's exporter writes
 _TOLERANCE = 1e-4
 
 
+@computed_in_nd
 def export_onnx(net, path, input_shape):
     """Write `net`, as it computes in inference, to an ONNX file, once ONNX Runtime agrees with it.
 
@@ -77,7 +79,8 @@ def export_onnx(net, path, input_shape):
                              f'{type(error).__name__}: {error}') from error
         ctx = next((param.list_ctx()[0] for param in params.values()), mx.cpu())
         with attributes_kept(net), mx.autograd.pause():
-            expected = net(mx.nd.array(X, ctx=ctx)).asnumpy()  # its graph may compute other things
+            # The graph may compute other things.
+            expected = as_called(net)(mx.nd.array(X, ctx=ctx)).asnumpy()
     scale = max(1, np.abs(expected).max())
     if found.shape != expected.shape or not np.allclose(
             found, expected, rtol=0, atol=_TOLERANCE * scale, equal_nan=True):

@@ -33,4 +33,5 @@ def keep(run, checkpoint, history, settings):
         previous = next(name for name in names if not os.path.exists(name))
         os.replace(checkpoint, previous)
         print(f'the checkpoint of an earlier run is now {previous}')
-    save_checkpoint(checkpoint, run.net, run.trainer, run.devices, history, settings)
+    save_checkpoint(checkpoint, run.net, run.trainer, run.devices, history, settings,
+                    run.start)

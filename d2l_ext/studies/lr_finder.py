@@ -21,6 +21,7 @@ from ..checks.nets import check_initialized
 from ..checks.trainers import check_trainer
 from ..devices import mx
 from ..graphs import set_loss_scaling
+from ..graphs.numpy_mode import computed_in_nd
 from ..graphs.state import untouched
 from ..progress import progress_bar
 from ..seeds import seed_epoch
@@ -178,6 +179,7 @@ def _suggest(lrs, losses):
     return max(lrs[0], min(fastest, best / 10)), how
 
 
+@computed_in_nd
 def range_test(net, train_iter, trainer, ctx, lr_min=1e-5, lr_max=1.0, num_steps=100, *,
                smoothing=0.1, divergence=4.0, precision='auto', seed=0):
     """Train for a few steps at growing learning rates, take them back, and suggest a rate.

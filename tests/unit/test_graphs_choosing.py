@@ -345,6 +345,23 @@ def test_gradients_of_prelu_are_right_in_graphs(channels, hybrid):
         np.testing.assert_allclose(value, expected[name], rtol=1e-3, atol=1e-5, err_msg=name)
 
 
+@pytest.mark.parametrize('one, two, filters', [(8, 8, 16), (4, 12, 16), (24, 8, 32), (6, 6, 6)])
+def test_branches_that_are_no_whole_blocks_of_channels(one, two, filters):
+    """Without a mend, MXNet ends the process in the backward pass, in plain Gluon, too."""
+    net, plain, X = nn.HybridSequential(), nn.Sequential(), make_batches(1)[0][0]
+    paths = gluon.contrib.nn.HybridConcurrent(axis=1)
+    paths.add(nn.Conv2D(one, 1), nn.Conv2D(two, 1, activation='relu'))
+    net.add(nn.Conv2D(16, 1), paths, nn.Conv2D(filters, 1, activation='tanh'), nn.Dense(3))
+    net.initialize(mx.init.Xavier())
+    plain.add(net[0], paths, nn.HybridLambda(lambda F, X: 1 * X), *net[2:])
+    expected = gradients(plain, plain, X)
+    forward = choose(net, CPU, 'float32', [[(X, nd.arange(8))]]).forward
+    assert forward is not net
+    for name, value in gradients(net, forward, X).items():
+        np.testing.assert_allclose(value, expected[name], rtol=1e-3, atol=1e-5, err_msg=name)
+    choose(net, CPU, 'auto', [[(X, nd.arange(8))]])
+
+
 @needs_bfloat16
 def test_groups_in_bfloat16_after_the_net_was_called():
     net, X = vision.get_model('mobilenet0.25', classes=10), nd.ones((2, 3, 32, 32))

@@ -8,8 +8,8 @@ import d2l_ext
 
 PACKAGE = pathlib.Path(d2l_ext.__file__).parent
 ORDER = [
-    'hardware',
     'arguments',
+    'hardware',
     'images',
     'progress devices seeds nets batches',
     'graphs',
