@@ -1,6 +1,7 @@
-"""Batches of images held in memory."""
+"""Batches of images held in memory, and the seeds of an epoch."""
 import collections.abc
 import copy
+import random
 
 import numpy as np
 
@@ -11,6 +12,20 @@ from .images.normalization import channel_statistics, check_images
 from .images.resizing import resized
 
 nd, gluon = mx.nd, mx.gluon
+
+
+def seed_epoch(seed, epoch, rank=0):
+    """Seed Python's, NumPy's and MXNet's generators, so that an epoch repeats by itself.
+
+    Workers of one job share the order of the images, NumPy's, but not the dropout, MXNet's.
+    """
+    nd.waitall()
+    state = int(np.random.SeedSequence((seed, epoch)).generate_state(1)[0])
+    random.seed(state)
+    np.random.seed(state)
+    if rank:
+        state = int(np.random.SeedSequence((seed, epoch, rank)).generate_state(1)[0])
+    mx.random.seed(state % 2**31)
 
 
 class Batches:

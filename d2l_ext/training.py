@@ -3,7 +3,7 @@ import collections.abc
 import time
 
 from .arguments import check_flag, check_int, check_path, check_type, wrapped
-from .batches import num_images
+from .batches import num_images, seed_epoch
 from .checks.batches import check_batches, check_logits, checked_batches, no_batch
 from .checks.finite import check_finite
 from .checks.trainers import check_trainer
@@ -17,7 +17,6 @@ from .hardware.threads import threads_note
 from .progress import print_epoch, progress_bar
 from .scale.copies import average_statistics, fill_gradients, start_alike
 from .scale.team import Team, team_of
-from .seeds import seed_epoch
 from .storage.resuming import begin, keep
 
 gluon, autograd = mx.gluon, mx.autograd

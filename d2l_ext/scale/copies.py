@@ -1,10 +1,10 @@
 """Parameters that several devices and workers hold copies of: alike at the start and at the end."""
 import itertools
 
+from ..batches import seed_epoch
 from ..checks.batches import checked_batches
 from ..devices import mx
 from ..graphs.state import arrays_of, set_attributes
-from ..seeds import seed_epoch
 
 
 def _trained(trainer):

@@ -15,6 +15,7 @@ import math
 import numpy as np
 
 from ..arguments import check_int, check_number
+from ..batches import seed_epoch
 from ..checks.batches import batch_sums, check_sums, checked_batches, no_batch
 from ..checks.dead_starts import DEAD_AFTER
 from ..checks.nets import check_initialized
@@ -24,7 +25,6 @@ from ..graphs import set_loss_scaling
 from ..graphs.numpy_mode import computed_in_nd
 from ..graphs.state import untouched
 from ..progress import progress_bar
-from ..seeds import seed_epoch
 from ..training import Run
 from .plotting import COLORS, check_axes, plt
 

@@ -8,11 +8,11 @@ from test_training import values
 
 import d2l_ext
 from d2l_ext import train_ch5
+from d2l_ext.batches import seed_epoch
 from d2l_ext.checks.nets import check_input
 from d2l_ext.devices import has_bfloat16, mx
 from d2l_ext.graphs import choose, choosing, compiled
 from d2l_ext.nets import nin
-from d2l_ext.seeds import seed_epoch
 
 nd, nn, gluon, autograd = mx.nd, mx.gluon.nn, mx.gluon, mx.autograd
 

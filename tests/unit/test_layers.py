@@ -11,7 +11,7 @@ ORDER = [
     'arguments',
     'hardware',
     'images',
-    'progress devices seeds nets batches',
+    'progress devices nets batches',
     'graphs',
     'checks',
     'scale storage',
