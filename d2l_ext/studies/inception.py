@@ -86,7 +86,8 @@ class Residual(nn.HybridBlock):
     """A block that adds to its input, as in Inception-ResNet: ``relu(x + conv1x1(block(x)))``.
 
     The 1x1 convolution, without a ReLU of its own, gives the block's output as many channels as
-    its input has. Maps (batch, num_channels, height, width) to the same shape.
+    its input has. Maps (batch, num_channels, height, width) to the same shape. The paper's own
+    blocks have two or three paths, none with a pooling, and the widest networks scale the sum.
 
     Parameters
     ----------
