@@ -16,7 +16,7 @@ def made(notebook, definition, expression):
     path = ROOT / 'chapters' / f'{notebook}.ipynb'
     cells = [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == 'code']
     imports = [cell.source for cell in cells if cell.source.startswith(('import ', 'from '))
-               and not {'copy-this', 'solution'} & set(cell.metadata.get('tags', ()))]
+               and not {'copy-this', 'solution'} & set(cell.metadata.get('tags', ()))][:2]
     (cell,) = (cell for cell in cells if definition in cell.source)
     tree = ast.parse(cell.source)
     tree.body = [node for node in tree.body  # not what the cell goes on to compute and print
