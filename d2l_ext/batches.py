@@ -10,6 +10,7 @@ from .devices import check_ctx, mx, try_gpu
 from .images.augmentation import flip_and_shift
 from .images.normalization import channel_statistics, check_images
 from .images.resizing import resized
+from .images.splitting import split_labels
 
 nd, gluon = mx.nd, mx.gluon
 
@@ -168,16 +169,9 @@ class Batches:
         ValueError
             If a number is out of range or a class has a single image.
         """
-        from sklearn.model_selection import train_test_split  # a second's import, needed here only
-
-        number_of_classes = len(np.unique(self.labels))
-        number = check_int('number', number, number_of_classes,
-                           len(self.images) - number_of_classes)
-        kept, held_out = train_test_split(
-            np.arange(len(self.images)), test_size=number, stratify=self.labels,
-            random_state=check_int('seed', seed, 0, 2**32 - 1))
-        return (self._part(np.sort(kept)),
-                self._part(np.sort(held_out), shuffle=False, flip=False, shift=0))
+        kept, held_out = split_labels(self.labels, number, seed)
+        return (self._part(kept),
+                self._part(held_out, shuffle=False, flip=False, shift=0))
 
 
 def common_shape(iterables):

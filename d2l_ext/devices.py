@@ -63,12 +63,6 @@ def check_devices(ctx):
     return devices
 
 
-def split(devices, X, y):
-    """Return a pair (X, y) for each device; fewer where there are fewer images than devices."""
-    return list(zip(*(mx.gluon.utils.split_and_load(a, devices[:len(X)], even_split=False)
-                      for a in (X, y))))
-
-
 def resolve_precision(precision, ctx):
     """Return the precision, 'float32', 'bfloat16' or 'float16', in which a run computes on `ctx`.
 

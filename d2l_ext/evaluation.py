@@ -4,9 +4,10 @@ import numpy as np
 from .checks.batches import batch_sums, check_batches, check_logits, check_sums, checked_batches
 from .checks.finite import check_finite
 from .checks.nets import check_initialized
-from .devices import check_devices, mx, split
+from .devices import check_devices, mx
 from .graphs import choose
 from .graphs.numpy_mode import computed_in_nd
+from .scale.copies import split
 
 nd = mx.nd
 

@@ -8,14 +8,14 @@ from .checks.batches import check_batches, check_logits, checked_batches, no_bat
 from .checks.finite import check_finite
 from .checks.trainers import check_trainer
 from .checks.watch import Watch
-from .devices import check_devices, mx, split
+from .devices import check_devices, mx
 from .evaluation import classify
 from .graphs import choose, scale_losses, set_loss_scaling
 from .graphs.numpy_mode import computed_in_nd
 from .graphs.state import attach_grads, numbers_of
 from .hardware.threads import threads_note
 from .progress import print_epoch, progress_bar
-from .scale.copies import average_statistics, fill_gradients, start_alike
+from .scale.copies import average_statistics, fill_gradients, split, start_alike
 from .scale.team import Team, team_of
 from .storage.resuming import begin, keep
 

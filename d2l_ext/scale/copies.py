@@ -1,10 +1,16 @@
-"""Parameters that several devices and workers hold copies of: alike at the start and at the end."""
+"""Several devices: each gets a part of a batch, and all copies of the parameters stay alike."""
 import itertools
 
 from ..batches import seed_epoch
 from ..checks.batches import checked_batches
 from ..devices import mx
 from ..graphs.state import arrays_of, set_attributes
+
+
+def split(devices, X, y):
+    """Return a pair (X, y) for each device; fewer where there are fewer images than devices."""
+    return list(zip(*(mx.gluon.utils.split_and_load(a, devices[:len(X)], even_split=False)
+                      for a in (X, y))))
 
 
 def _trained(trainer):

@@ -12,7 +12,8 @@ import zlib
 
 import numpy as np
 
-from .server import STARTED_BY, Watchdog, serve_if_asked, settle
+from .server import STARTED_BY, serve_if_asked, settle
+from .watchdog import Watchdog
 
 KVSTORES = ('dist_sync', 'dist_device_sync')
 

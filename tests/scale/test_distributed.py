@@ -190,7 +190,7 @@ def test_those_who_never_meet_say_so():
         port = free.getsockname()[1]
     # Importing d2l_ext in the role of the scheduler would wait for the usual time.
     code = ('import os; role = os.environ.pop("DMLC_ROLE"); '
-            'from d2l_ext.scale import server, workers; server.START_WITHIN = 2; '
+            'from d2l_ext.scale import server, watchdog, workers; watchdog.START_WITHIN = 2; '
             'os.environ["DMLC_ROLE"] = role; server.serve_if_asked(); '
             'workers.connect("dist_sync")')
     for role in ('worker', 'scheduler'):
