@@ -88,7 +88,9 @@ class Residual(nn.HybridBlock):
 
     The 1x1 convolution, without a ReLU of its own, gives the block's output as many channels as
     its input has (Szegedy et al., *Inception-v4, Inception-ResNet and the Impact of Residual
-    Connections on Learning*, 2016). Maps (batch, num_channels, height, width) to the same shape.
+    Connections on Learning*, 2016; the paper's own blocks have two or three paths, none with a
+    pooling, and the widest networks scale the sum). Maps (batch, num_channels, height, width) to
+    the same shape.
 
     Parameters
     ----------

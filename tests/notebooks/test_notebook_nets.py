@@ -15,13 +15,15 @@ def made(notebook, definition, expression):
     """Return the value of an expression, after a notebook's imports and what one cell defines."""
     path = ROOT / 'chapters' / f'{notebook}.ipynb'
     cells = [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == 'code']
+    imports = [cell.source for cell in cells if cell.source.startswith(('import ', 'from '))
+               and not {'copy-this', 'solution'} & set(cell.metadata.get('tags', ()))][:2]
     (cell,) = (cell for cell in cells if definition in cell.source)
     tree = ast.parse(cell.source)
     tree.body = [node for node in tree.body  # not what the cell goes on to compute and print
                  if isinstance(node, (ast.Import, ast.ImportFrom, ast.FunctionDef))
                  or getattr(getattr(node, 'targets', [None])[0], 'id', '') == expression]
     names = {}
-    for code in (cells[0].source, cells[1].source, compile(tree, notebook, 'exec')):
+    for code in (*imports, compile(tree, notebook, 'exec')):
         exec(code, names)
     return eval(expression, names)
 
