@@ -268,5 +268,6 @@ try:
 finally:
     for burner in burners:
         burner.kill()
+        burner.wait()
 """, omp_num_threads)
     assert said == [f'{number} {number} {number == 1}']
