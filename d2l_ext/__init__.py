@@ -16,7 +16,8 @@ from .hardware import cuda, hook, threads  # noqa: E402, F401  all before anybod
 try:
     cuda.prepare()
 except ImportError as _error:  # said here, in case mxnet is imported next, and again by devices
-    print(cuda.wrapped(str(_error)))
+    from .arguments import wrapped as _wrapped
+    print(_wrapped(str(_error)))
 
 from .scale.server import serve_if_asked  # noqa: E402
 

@@ -13,8 +13,6 @@ import pathlib
 import sys
 import typing
 
-from ..arguments import wrapped
-
 CPU_WHEEL, GPU_WHEEL, VERSION = 'mxnet', 'mxnet-cu112', '1.9.1'
 # Whatever else installs into the folder mxnet/.
 _OTHER_WHEELS = ('mxnet-cu110', 'mxnet-cu102', 'mxnet-cu101', 'mxnet-cu100', 'mxnet-mkl',
@@ -342,6 +340,7 @@ def fall_back(problem):
         raise RuntimeError(f'D2L_EXT_DEVICE=gpu, but {problem}')
     if problem not in _said:
         _said.add(problem)
+        from ..arguments import wrapped  # here, so that this file works alone
         print(wrapped(f'Computing on the CPU: {problem}'))
 
 
