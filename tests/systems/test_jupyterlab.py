@@ -18,8 +18,13 @@ BARS = 'from d2l_ext import progress\nprogress.DELAY = 0.01\n'
 CHANGED = '.lm-TabBar-tab.jp-mod-dirty'  # the tab of what closing would ask to save
 IDLE = '.jp-Notebook-ExecutionIndicator[data-status=idle]'
 WAITS = '.jp-InputPrompt:text-is("[*]:")'
-DONE = '''() => ![...document.querySelectorAll('.jp-InputPrompt')].some(
-    prompt => prompt.textContent == '[*]:')'''
+# For three seconds: cells out of sight have no prompts that could be looked at.
+DONE = f'''() => {{
+    const idle = document.querySelector('{IDLE}') && ![...document.querySelectorAll(
+        '.jp-InputPrompt')].some(prompt => prompt.textContent == '[*]:')
+    window.since = idle ? window.since || Date.now() : 0
+    return idle && Date.now() - window.since > 3000
+}}'''
 # Remembers, in `bars`, how many bars there were at once, as they come and go.
 WATCH = '''() => {
     window.bars = {all: 0, red: 0}
