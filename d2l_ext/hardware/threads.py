@@ -1,4 +1,6 @@
 """How many threads MXNet computes with. Runs before MXNet is imported, and never imports it."""
+import contextlib
+import math
 import os
 import pathlib
 import sys
@@ -6,7 +8,9 @@ import time
 import warnings
 
 _CPUS = pathlib.Path('/sys/devices/system/cpu')
+_QUOTAS = pathlib.Path('/sys/fs/cgroup')
 _STAT = pathlib.Path('/proc/stat')
+_LOAD = pathlib.Path('/proc/loadavg')
 
 
 def _others_work():
@@ -26,10 +30,31 @@ def _others_work():
         return time.monotonic(), None
 
 
-_start = _others_work()  # before the imports below, which take a while
+def _alone():
+    """Return whether this is the only program that computes at this very moment."""
+    try:
+        return _LOAD.read_text().split()[3].split('/')[0] == '1'  # itself, of so many
+    except (IndexError, OSError):
+        return False  # not known
 
-import joblib  # noqa: E402
-import psutil  # noqa: E402
+
+_start = _others_work()
+
+
+def _allowed_processors():
+    """Return how many processors' time this process may use, by affinity and container quota."""
+    try:
+        number = len(os.sched_getaffinity(0))
+    except AttributeError:  # not Linux
+        number = os.cpu_count() or 1
+    for names in (('cpu.max',), ('cpu/cpu.cfs_quota_us', 'cpu/cpu.cfs_period_us')):  # new and old
+        # A quota that is absent, 'max' or -1 is none.
+        with contextlib.suppress(OSError, ValueError, ZeroDivisionError):
+            text = ' '.join((_QUOTAS / name).read_text() for name in names)
+            quota, period = map(int, text.split())
+            if quota > 0:
+                return max(1, min(number, math.ceil(quota / period)))
+    return number
 
 
 def physical_cores(others=0.):
@@ -38,12 +63,14 @@ def physical_cores(others=0.):
     Hyper-threads of one core count once; CPU affinity and container quotas are respected. `others`
     is how many processors' whole time other programs take; two fifths of a core count as one.
     """
-    cores = allowed = joblib.cpu_count()
+    cores = allowed = _allowed_processors()
     try:
         processors = os.sched_getaffinity(0)
         cores = len({(_CPUS / f'cpu{i}/topology/thread_siblings_list').read_text()
                      for i in processors})
     except (AttributeError, OSError):  # not Linux, or a container that hides the topology
+        import psutil  # here, because it is rarely needed when Python starts
+
         cores = min(allowed, psutil.cpu_count(logical=False) or allowed)
     free = cores * (1 - others / len(processors)) if others else cores
     return max(1, min(allowed, int(free + 0.4)))
@@ -69,6 +96,12 @@ def leave_cores_to_others():
     if not _chosen_here or before[1] is None or os.environ.get('OMP_NUM_THREADS') != str(cores):
         return  # it cannot be known here, or the user has set the number
     _chosen_here = False  # an import that failed may be repeated
+    for _ in range(4):
+        if not _alone():
+            break
+        time.sleep(0.002)
+    else:
+        return  # a program that kept a core busy would have been seen at once
     # The system counts in hundredths of a second; and a busy moment is watched once more.
     for wait in (max(0, before[0] + 0.1 - time.monotonic()), 0.3):
         time.sleep(wait)

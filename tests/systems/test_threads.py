@@ -4,6 +4,7 @@ import subprocess
 import sys
 import types
 
+import psutil
 import pytest
 from conftest import ROOT
 
@@ -40,16 +41,35 @@ def test_physical_cores(tmp_path, monkeypatch, siblings, affinity, allowed, core
         (tmp_path / f'cpu{i}' / 'topology' / 'thread_siblings_list').write_text(text + '\n')
     monkeypatch.setattr(threads, '_CPUS', tmp_path)
     monkeypatch.setattr(os, 'sched_getaffinity', lambda pid: affinity, raising=False)
-    monkeypatch.setattr(threads.joblib, 'cpu_count', lambda: allowed)
+    monkeypatch.setattr(threads, '_allowed_processors', lambda: allowed)
     assert threads.physical_cores() == cores
+
+
+@pytest.mark.parametrize('quotas, allowed', [
+    ({}, 8), ({'cpu.max': 'max 100000\n'}, 8), ({'cpu.max': '250000 100000\n'}, 3),
+    ({'cpu.max': '50000 100000\n'}, 1), ({'cpu.max': '9900000 100000\n'}, 8),
+    ({'cpu.max': 'strange'}, 8), ({'cpu.max': '5 0'}, 8),
+    ({'cpu/cpu.cfs_quota_us': '200000\n', 'cpu/cpu.cfs_period_us': '100000\n'}, 2),
+    ({'cpu/cpu.cfs_quota_us': '-1\n', 'cpu/cpu.cfs_period_us': '100000\n'}, 8),
+])
+def test_quotas_of_containers(tmp_path, monkeypatch, quotas, allowed):
+    (tmp_path / 'cpu').mkdir()
+    for name, text in quotas.items():
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr(threads, '_QUOTAS', tmp_path)
+    monkeypatch.setattr(os, 'sched_getaffinity', lambda pid: set(range(8)), raising=False)
+    assert threads._allowed_processors() == allowed
+    monkeypatch.delattr(os, 'sched_getaffinity')
+    monkeypatch.setattr(os, 'cpu_count', lambda: 8)
+    assert threads._allowed_processors() == allowed
 
 
 @pytest.mark.parametrize('allowed, physical, cores', [(8, 4, 4), (2, 4, 2), (8, None, 8)])
 @pytest.mark.parametrize('linux', [True, False])
 def test_physical_cores_without_topology(tmp_path, monkeypatch, linux, allowed, physical, cores):
     monkeypatch.setattr(threads, '_CPUS', tmp_path)
-    monkeypatch.setattr(threads.joblib, 'cpu_count', lambda: allowed)
-    monkeypatch.setattr(threads.psutil, 'cpu_count', lambda logical: physical)
+    monkeypatch.setattr(threads, '_allowed_processors', lambda: allowed)
+    monkeypatch.setattr(psutil, 'cpu_count', lambda logical: physical)
     if linux:
         monkeypatch.setattr(os, 'sched_getaffinity', lambda pid: {0, 1}, raising=False)
     else:
@@ -126,7 +146,8 @@ class Machine:
     """
 
     def __init__(self, folder, number, work, own=0.):
-        self.stat, self.number, self.work, self.own = folder / 'stat', number, work, own
+        self.stat, self.load = folder / 'stat', folder / 'loadavg'
+        self.number, self.work, self.own = number, work, own
         self.now, self.slept, self.rows = 1000., 0., {i: [0.] * 10 for i in range(number)}
         self.go_on(0)
 
@@ -138,6 +159,8 @@ class Machine:
         self.stat.write_text(f'cpu  {"1 " * 10}\n' + ''.join(
             f'cpu{i} {" ".join(str(int(value)) for value in row)}\n'
             for i, row in self.rows.items()) + 'intr 5 0 1\nctxt 7\n\n')
+        running = 1 + len(self.work(self.now - 1000))
+        self.load.write_text(f'0.00 0.01 0.05 {running}/91 12345\n')
 
     def sleep(self, seconds):
         self.slept += seconds
@@ -157,7 +180,8 @@ def beside(tmp_path, monkeypatch):
         machine = Machine(tmp_path, len(siblings), work)
         monkeypatch.setattr(threads, '_CPUS', tmp_path)
         monkeypatch.setattr(threads, '_STAT', machine.stat)
-        monkeypatch.setattr(threads.joblib, 'cpu_count', lambda: allowed or len(affinity))
+        monkeypatch.setattr(threads, '_LOAD', machine.load)
+        monkeypatch.setattr(threads, '_allowed_processors', lambda: allowed or len(affinity))
         monkeypatch.setattr(threads, 'time', types.SimpleNamespace(
             monotonic=lambda: machine.now, sleep=machine.sleep,
             process_time=lambda: own * (machine.now - 1000)))
@@ -206,12 +230,13 @@ def test_threads_beside_other_programs(beside, programs, arguments, number):
 
 
 def test_an_idle_machine_loses_no_time(beside):
-    assert beside(always()) == (2, 0)
-    assert beside(always(), imports=0.04) == (2, 0.06)  # too short for the system's clock
+    assert beside(always()) == (2, 0.008)
+    # A program for a moment only: the time since is too short for the system's clock.
+    assert beside(lambda seconds: [(0, 1, 1)] if seconds < 0.03 else [], imports=0.02) == (2, 0.08)
 
 
 def test_a_busy_moment_does_not_count(beside):
-    assert beside(lambda seconds: [(0, 1, 1)] if seconds < 0.2 else []) == (2, 0.3)
+    assert beside(lambda seconds: [(0, 1, 1)] if seconds < 0.3 else []) == (2, 0.3)
     assert beside(lambda seconds: [(0, 1, 1)] if seconds > 0.1 else []) == (1, 0.3)
 
 
