@@ -1,15 +1,11 @@
-"""Figures: curves over epochs, images, confusion matrices."""
+"""Figures: images, confusion matrices, speeds."""
 import numpy as np
 from matplotlib import pyplot as plt
-from matplotlib.ticker import MaxNLocator
 
 from ..arguments import check_int, check_keys, check_number, check_type, refusal
 
-# Okabe and Ito's colours, told apart with any kind of colour vision; line styles and markers
-# differ too, for black-and-white print.
+# Okabe and Ito's colours, told apart with any kind of colour vision.
 COLORS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#000000')
-_LINES = ('-', '--', '-.', ':')
-_MARKERS = 'osD^vPX'
 
 
 def check_axes(axes):
@@ -21,96 +17,6 @@ def _check_figsize(figsize):
     if not isinstance(figsize, (tuple, list)) or len(figsize) != 2:
         raise refusal('figsize', figsize, 'a pair of numbers, width and height in inches')
     return [check_number('each of figsize', size, 0) for size in figsize]
-
-
-def _check_histories(name, histories, keys):
-    """Raise a ValueError unless `histories` are lists of as many rows each, all with `keys`."""
-    if not isinstance(histories, (list, tuple)) or not histories or not all(
-            isinstance(history, (list, tuple)) and len(history) == len(histories[0])
-            for history in histories):
-        raise refusal(name, histories, 'a list of histories, one a seed, all of the same length')
-    for row in (row for history in histories for row in history):
-        check_keys(f'each row of {name}', row, keys)
-
-
-def plot_curve(axes, histories, key, label, i):
-    """Draw the mean of `key` over the histories, and a band from the lowest to the highest.
-
-    Parameters
-    ----------
-    axes : matplotlib.axes.Axes
-        Where to draw.
-    histories : list of list of dict
-        One a seed, as ``train_ch5`` returns them, all of the same length.
-    key : str
-        Of the rows, such as ``'loss'``.
-    label : str or None
-        Of the curve in the legend.
-    i : int
-        Number of the colour, line and marker, from 0; they start again when all have been used.
-
-    Raises
-    ------
-    ValueError
-        If `axes` is no Axes, `i` is out of range, the lengths differ, or a row has no `epoch` or
-        `key`.
-    """
-    check_axes(axes)
-    _check_histories('histories', histories, ('epoch', key))
-    i = check_int('i', i, 0)
-    epochs = [row['epoch'] for row in histories[0]]
-    values = np.array([[row[key] for row in history] for history in histories])
-    color = COLORS[i % len(COLORS)]
-    axes.plot(epochs, values.mean(axis=0), _LINES[i % len(_LINES)], color=color,
-              marker=_MARKERS[i % len(_MARKERS)], markersize=4, label=label)
-    if len(histories) > 1:
-        axes.fill_between(epochs, values.min(axis=0), values.max(axis=0), color=color, alpha=0.2)
-
-
-def plot_histories(groups, figsize=(9, 3.2)):
-    """Draw loss, training and test accuracy over epochs; bands run from worst to best seed.
-
-    Parameters
-    ----------
-    groups : dict or list
-        ``{label: histories}`` with a list of histories (one a seed) each, or one history as
-        ``train_ch5`` returns it.
-    figsize : pair of float
-        Width and height in inches.
-
-    Returns
-    -------
-    numpy.ndarray of matplotlib.axes.Axes
-        Loss, accuracy.
-
-    Raises
-    ------
-    ValueError
-        If the histories of a label differ in length, a row has no `epoch` or `loss`, or `figsize`
-        is no pair of numbers above 0.
-    """
-    if isinstance(groups, (list, tuple)):
-        groups = {'': [groups]}
-    for label, histories in check_type('groups', groups, dict, 'a history as train_ch5 returns it, '
-                                       'or {label: list of histories}').items():
-        _check_histories(f'groups[{label!r}]', histories, ('epoch', 'loss'))
-    figure, axes = plt.subplots(1, 2, figsize=_check_figsize(figsize), layout='constrained')
-    i = 0
-    for label, histories in groups.items():
-        plot_curve(axes[0], histories, 'loss', label or None, i)
-        for key, what in (('train_acc', 'training'), ('val_acc', 'validation'),
-                          ('test_acc', 'test')):
-            if all(key in row for history in histories for row in history):
-                plot_curve(axes[1], histories, key, f'{label} {what}'.strip(), i)
-                i += 1
-    axes[0].set(xlabel='epoch', ylabel='cross-entropy loss')
-    axes[1].set(xlabel='epoch', ylabel='accuracy')
-    for panel in axes:
-        panel.grid(alpha=0.3)
-        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
-        if panel.get_legend_handles_labels()[1]:
-            panel.legend(fontsize='small')
-    return axes
 
 
 def show_images(images, num_rows, num_cols, titles=None, scale=1.5):

@@ -53,7 +53,6 @@ from argument_rows import (
     unexpected,
     whole,
 )
-from matplotlib import pyplot as plt
 
 import d2l_ext
 from d2l_ext.devices import mx
@@ -175,21 +174,6 @@ CASES = {
         [*NETS, *SHAPES, *whole('batch_size', 1),
          *unexpected('dtype', 'float32, float16, bfloat16, int8', 'float', None, np.float32)]),
     # --- figures ---
-    'plot_curve': Case(
-        lambda folder: {'axes': plt.figure().gca(), 'histories': [history()], 'key': 'loss',
-                        'label': 'a', 'i': 0},
-        [*AXES, Row('axes', None, AXES[0].allowed), *whole('i', 0),
-         *unexpected('histories', 'a list of histories', 3, None, [], history(),
-                     [history(), history() * 2]),
-         Row('histories', [[3]], 'the keys epoch, loss', '3'),
-         Row('key', 'los', 'the keys epoch, los', "{'epoch'", 'histories')], free=('label',)),
-    'plot_histories': Case(
-        lambda folder: {'groups': {'a': [history()]}},
-        [*unexpected('groups', '{label: list of histories}', 3, None, 'x'), *SIZES,
-         Row('groups', {'a': history()}, 'a list of histories', "[{'epoch'"),
-         Row('groups', {'a': []}, 'a list of histories', '[]'),
-         Row('groups', [history()], 'the keys epoch, loss', "[{'epoch'"),
-         Row('groups', [{}], 'the keys epoch, loss', '{}')]),
     'show_images': Case(
         lambda folder: {'images': SHOWN, 'num_rows': 1, 'num_cols': 2},
         [*unexpected('images', 'at least one image', 3, None, []), *GRID,

@@ -8,64 +8,6 @@ from d2l_ext.batches import Batches
 from d2l_ext.devices import mx
 from d2l_ext.studies import plotting
 
-
-def history(level=0.0, epochs=3, keys=('train_acc', 'test_acc')):
-    return [{'epoch': epoch, 'loss': 2 / epoch + level, 'seconds': 1,
-             **{key: 0.1 * epoch + level + i / 100 for i, key in enumerate(keys)}}
-            for epoch in range(1, epochs + 1)]
-
-
-def labels(panel):
-    return [text.get_text() for text in panel.get_legend().get_texts()]
-
-
-def test_a_history_alone():
-    axes = d2l_ext.plot_histories(history())
-    (loss,), (train, test) = axes[0].lines, axes[1].lines
-    assert list(loss.get_xdata()) == [1, 2, 3]
-    np.testing.assert_allclose(loss.get_ydata(), [2, 1, 2 / 3])
-    np.testing.assert_allclose(train.get_ydata(), [0.1, 0.2, 0.3])
-    np.testing.assert_allclose(test.get_ydata(), [0.11, 0.21, 0.31])
-    assert axes[0].get_legend() is None and labels(axes[1]) == ['training', 'test']
-    assert not axes[0].collections and not axes[1].collections  # one run has no band
-    assert [panel.get_xlabel() for panel in axes] == ['epoch', 'epoch']
-    assert [panel.get_ylabel() for panel in axes] == ['cross-entropy loss', 'accuracy']
-
-
-def test_bands_run_from_the_lowest_to_the_highest_seed():
-    axes = d2l_ext.plot_histories({'NiN': [history(0), history(0.3), history(0.6)]})
-    assert labels(axes[0]) == ['NiN'] and labels(axes[1]) == ['NiN training', 'NiN test']
-    np.testing.assert_allclose(axes[0].lines[0].get_ydata(), np.array([2, 1, 2 / 3]) + 0.3)
-    assert [len(panel.collections) for panel in axes] == [1, 2]
-    corners = axes[1].collections[0].get_paths()[0].vertices  # of the training accuracy
-    for epoch in (1, 2, 3):
-        heights = corners[corners[:, 0] == epoch, 1]
-        assert min(heights) == pytest.approx(0.1 * epoch)
-        assert max(heights) == pytest.approx(0.1 * epoch + 0.6)
-
-
-def test_groups_look_different_in_colour_and_in_black_and_white():
-    axes = d2l_ext.plot_histories({name: [history(i / 10)] for i, name in enumerate('abc')})
-    assert labels(axes[0]) == ['a', 'b', 'c'] and len(axes[1].lines) == 6
-    for panel in axes:
-        for looks in ([line.get_color() for line in panel.lines],
-                      [(line.get_linestyle(), line.get_marker()) for line in panel.lines]):
-            assert len(set(looks)) == len(panel.lines)
-
-
-def test_groups_of_unequal_length():
-    axes = d2l_ext.plot_histories({'short': [history(epochs=2)], 'long': [history(epochs=4)]})
-    assert [len(line.get_xdata()) for line in axes[0].lines] == [2, 4]
-
-
-def test_validation_accuracy_in_place_of_test_accuracy():
-    rows = history(keys=('train_acc', 'val_acc'))
-    rows[-1]['test_acc'] = 0.9  # in the last epoch only: no curve
-    axes = d2l_ext.plot_histories(rows)
-    assert labels(axes[1]) == ['training', 'validation']
-    np.testing.assert_allclose(axes[1].lines[1].get_ydata(), [0.11, 0.21, 0.31])
-
-
 IMAGES = np.random.RandomState(0).rand(5, 4, 6).astype(np.float32)
 
 
@@ -120,10 +62,9 @@ def test_confusion_report():
 
 
 def test_every_figure_can_be_drawn():
-    d2l_ext.plot_histories({'a': [history(), history(0.1)]})
     d2l_ext.show_images(IMAGES, 2, 3)
     d2l_ext.plot_confusion(np.eye(3, dtype=int), 'abc')
-    assert len(plt.get_fignums()) == 3
+    assert len(plt.get_fignums()) == 2
     for number in plt.get_fignums():
         plt.figure(number).canvas.draw()
 
