@@ -80,13 +80,15 @@ def check_and_link(app, doctree):
             logging.getLogger(__name__).warning(
                 'a figure without alt text: say what is to be seen in the metadata of its cell, '
                 '{"mystnb": {"image": {"alt": "..."}}}', location=image)
-    for cell in doctree.findall(nodes.container):
-        if 'tag_copy-this' in cell['classes']:
-            code = next(cell.findall(nodes.literal_block)).astext() + '\n'
-            cell += nodes.raw('', format='html', text=(
-                f'<a class="download-cell" download="{app.env.docname}.py" '
-                f'href="data:text/x-python;charset=utf-8,{urllib.parse.quote(code)}">'
-                f'Download this cell: {app.env.docname}.py</a>'))
+    cells = [cell for cell in doctree.findall(nodes.container)
+             if 'tag_copy-this' in cell['classes']]
+    for number, cell in enumerate(cells, start=1):
+        name = f'{app.env.docname}_{number}.py' if len(cells) > 1 else f'{app.env.docname}.py'
+        code = next(cell.findall(nodes.literal_block)).astext() + '\n'
+        cell += nodes.raw('', format='html', text=(
+            f'<a class="download-cell" download="{name}" '
+            f'href="data:text/x-python;charset=utf-8,{urllib.parse.quote(code)}">'
+            f'Download this cell: {name}</a>'))
 
 
 def setup(app):

@@ -182,10 +182,11 @@ def test_the_cell_to_copy_can_be_downloaded(page, chapters):
                    if 'copy-this' in cell.metadata.get('tags', ())]
         links = page.locator('a.download-cell')
         assert links.count() == len(sources)
-        for link, source in zip(links.all(), sources):
+        for number, (link, source) in enumerate(zip(links.all(), sources), start=1):
             with page.expect_download() as download:
                 link.click()
-            assert download.value.suggested_filename == f'{name}.py'
+            ending = f'_{number}.py' if len(sources) > 1 else '.py'
+            assert download.value.suggested_filename == name + ending
             assert download.value.path().read_text(encoding='utf-8') == source + '\n'
 
 
