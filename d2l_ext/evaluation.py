@@ -7,7 +7,7 @@ from .checks.nets import check_initialized
 from .devices import check_devices, mx
 from .graphs import choose
 from .graphs.numpy_mode import computed_in_nd
-from .scale.copies import split
+from .scale.several_devices import split
 
 nd = mx.nd
 

@@ -15,7 +15,7 @@ from .graphs.numpy_mode import computed_in_nd
 from .graphs.state import attach_grads, numbers_of
 from .hardware.threads import threads_note
 from .progress import print_epoch, progress_bar
-from .scale.copies import average_statistics, fill_gradients, split, start_alike
+from .scale.several_devices import average_statistics, fill_gradients, split, start_alike
 from .scale.team import Team, team_of
 from .storage.resuming import begin, keep
 

@@ -5,7 +5,7 @@ import pytest
 import d2l_ext
 from d2l_ext.data import load_data_digits
 from d2l_ext.devices import check_devices, mx
-from d2l_ext.scale.copies import split
+from d2l_ext.scale.several_devices import split
 
 nd, gluon, nn, init = mx.nd, mx.gluon, mx.gluon.nn, mx.init
 ONE, TWO = mx.cpu(0), [mx.cpu(0), mx.cpu(1)]

@@ -9,7 +9,7 @@ from test_histories import ONE, TWO, assert_same, digits, small_net, train
 import d2l_ext
 from d2l_ext.devices import mx
 from d2l_ext.graphs.state import arrays_of
-from d2l_ext.scale.copies import average_statistics
+from d2l_ext.scale.several_devices import average_statistics
 from d2l_ext.scale.team import Team
 from d2l_ext.training import Run
 
