@@ -5,6 +5,7 @@ from ..hardware.cuda import has_tensor_cores
 from .casting import cast
 from .cpu import for_cpu
 from .gpu import channels_last
+from .numpy_mode import computed_in_nd
 from .rewriting import rewrite
 from .tracing import trace
 
@@ -59,6 +60,7 @@ def _check_image(shape):
         raise refusal('image_shape', shape, allowed)
 
 
+@computed_in_nd
 def compiled(net, precision='float32', image_shape=None):
     """Return a faster function that computes what `net` computes, on the same parameters.
 

@@ -44,6 +44,7 @@ def _values(net):
             raise ValueError(f'net must be initialized and have seen a batch, but {name} has no '
                              'values, not even a shape' if param._deferred_init else
                              f'net must be initialized, with net.initialize(), but {name} is not')
+    nd.waitall()  # MXNet rearranges weights of convolutions in the background, after net(X)
     return {name: param.list_data()[0].asnumpy() for name, param in _named_params(net).items()}
 
 

@@ -127,6 +127,7 @@ def _renamed(net, graph, params):
     graph = rewrite(graph, lambda new, node: new.copy({
         **node, 'name': 'output' if 'output' in node['readers']
         else names.get(node['name'], node['name'])}))
+    mx.nd.waitall()  # MXNet rearranges weights of convolutions in the background, after net(X)
     # The same on all devices, so the first will do.
     values = {names.get(name, name): param.list_data()[0].as_in_context(mx.cpu())
               for name, param in params.items()}

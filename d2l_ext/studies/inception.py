@@ -7,6 +7,7 @@ the Impact of Residual Connections on Learning* (2016).
 """
 from ..arguments import check_flag, check_int, check_pair, check_type
 from ..devices import mx
+from ..graphs.numpy_mode import classic
 
 nn = mx.gluon.nn
 
@@ -26,9 +27,14 @@ def _sequence(*layers):
     return net
 
 
+class _Concurrent(mx.gluon.contrib.nn.HybridConcurrent):
+    def hybrid_forward(self, F, x):
+        return classic(F.concat, *[path(x) for path in self._children.values()], dim=self.axis)
+
+
 def _concat(*paths):
     """Return a block that gives its input to every path and joins what they make of it."""
-    net = mx.gluon.contrib.nn.HybridConcurrent(axis=1)
+    net = _Concurrent(axis=1)
     net.add(*paths)
     return net
 
@@ -80,7 +86,7 @@ class Inception(nn.HybridBlock):
                                _conv(c4, 1, 0, batch_norm))
 
     def hybrid_forward(self, F, x):
-        return F.concat(self.path1(x), self.path2(x), self.path3(x), self.path4(x), dim=1)
+        return classic(F.concat, self.path1(x), self.path2(x), self.path3(x), self.path4(x), dim=1)
 
 
 class Residual(nn.HybridBlock):
@@ -111,7 +117,7 @@ class Residual(nn.HybridBlock):
         self.join = nn.Conv2D(check_int('num_channels', num_channels, 1), kernel_size=1)
 
     def hybrid_forward(self, F, x):
-        return F.relu(x + self.join(self.block(x)))
+        return classic(F.relu, x + self.join(self.block(x)))
 
 
 def googlenet(num_classes=10, batch_norm=False):

@@ -2,6 +2,7 @@
 from ..arguments import check_number, refusal
 from ..devices import mx
 from ..graphs import check_net
+from ..graphs.numpy_mode import as_called, computed_in_nd
 
 nd, nn = mx.nd, mx.gluon.nn
 
@@ -22,6 +23,7 @@ def _layers(net, kinds):
             if isinstance(layer, kinds) and layer.weight.grad_req != 'null']
 
 
+@computed_in_nd
 def start_as_identity(net):
     """Let the first output channels of each convolution begin as copies of its input channels.
 
@@ -43,7 +45,9 @@ def start_as_identity(net):
     ValueError
         If a weight has no values yet.
     """
-    for layer in _layers(net, nn.Conv2D):
+    layers = _layers(net, nn.Conv2D)
+    nd.waitall()  # MXNet rearranges weights of convolutions in the background, after net(X)
+    for layer in layers:
         weight = layer.weight.data(layer.weight.list_ctx()[0]).asnumpy()
         num_outputs, num_inputs, height, width = weight.shape
         if layer._kwargs['num_group'] == 1 and num_outputs >= num_inputs:
@@ -53,6 +57,7 @@ def start_as_identity(net):
             layer.weight.set_data(nd.array(weight))
 
 
+@computed_in_nd
 def scale_layers(net, X, rms=0.5**0.5):
     """Scale the parameters of each layer so that what it hands on is of one size for all layers.
 
@@ -87,9 +92,9 @@ def scale_layers(net, X, rms=0.5**0.5):
         sizes = []
         hook = layer.register_forward_hook(
             lambda _, __, output, sizes=sizes: sizes.append(
-                output.square().mean().sqrt().asscalar()))
+                output.as_nd_ndarray().square().mean().sqrt().asnumpy().item()))
         try:
-            net(X)
+            as_called(net)(X.as_nd_ndarray())
         finally:
             hook.detach()
         if not sizes:

@@ -3,6 +3,7 @@ import copy
 
 from ..arguments import check_choice, check_flag, check_int, check_type, refusal
 from ..devices import mx
+from ..graphs.numpy_mode import classic
 from ..nets import mlpconv, nin_block
 
 nn = mx.gluon.nn
@@ -253,7 +254,7 @@ class Mirrored(nn.HybridBlock):
         self.net = check_type('net', net, mx.gluon.HybridBlock, 'a HybridBlock')
 
     def hybrid_forward(self, F, X):
-        return self.net(X) + self.net(F.flip(X, axis=3))
+        return self.net(X) + self.net(classic(F.flip, X, axis=3))
 
 
 class Shifted(nn.HybridBlock):
@@ -280,7 +281,7 @@ class Shifted(nn.HybridBlock):
         self.net = check_type('net', net, mx.gluon.HybridBlock, 'a HybridBlock')
 
     def hybrid_forward(self, F, X):
-        padded = F.pad(X, mode='reflect', pad_width=(0, 0, 0, 0, 1, 1, 1, 1))
-        up = F.slice(padded, begin=(None, None, 2, 2), end=(None,) * 4)
-        down = F.slice(padded, begin=(None,) * 4, end=(None, None, -2, -2))
+        padded = classic(F.pad, X, mode='reflect', pad_width=(0, 0, 0, 0, 1, 1, 1, 1))
+        up = classic(F.slice, padded, begin=(None, None, 2, 2), end=(None,) * 4)
+        down = classic(F.slice, padded, begin=(None,) * 4, end=(None, None, -2, -2))
         return self.net(X) + (self.net(up) + self.net(down)) / 2

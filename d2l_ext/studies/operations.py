@@ -10,6 +10,7 @@ import math
 import threading
 
 from ..devices import mx
+from ..graphs.numpy_mode import as_called
 
 gluon = mx.gluon
 
@@ -81,9 +82,8 @@ def _trace(net, params, paths):
         for param in params.values():
             vars(param).update(_var=None)  # the old one may date from before the shape was known
         data = mx.sym.var(_INPUT)
-        data = data.as_np_ndarray() if mx.util.is_np_array() else data
         try:
-            return mx.sym.Group(gluon.block._flatten(net(data), 'output')[0])
+            return mx.sym.Group(gluon.block._flatten(as_called(net)(data), 'output')[0])
         except Exception as error:
             raise ValueError(
                 f'layer {paths[called[-1]]} ({type(called[-1]).__name__}) cannot be traced; it '
@@ -101,9 +101,8 @@ def _infer_shapes(graph, shape):
         raise ValueError(
             f'layer {_layer(name)} cannot take what reaches it when the input has the shape '
             f"{shape}. MXNet says: {reason.split('Check failed: ')[-1].strip()}") from None
-    # MXNet writes 0, with NumPy semantics -1, for a size that it does not know.
-    return [tuple(found) if all(n > 0 for n in found or ()) and (found or mx.util.is_np_shape())
-            else None for found in shapes]
+    # MXNet writes 0 for a size that it does not know.
+    return [tuple(found) if found and all(n > 0 for n in found) else None for found in shapes]
 
 
 def _layer(name):

@@ -100,7 +100,7 @@ def show_samples(data_iter, num_rows=2, num_cols=9):
 def _check_confusion(matrix, classes):
     if not hasattr(classes, '__len__') or not len(classes):
         raise refusal('classes', classes, 'a sequence of names')
-    matrix = np.asarray(matrix)
+    matrix = np.asarray(matrix.asnumpy() if hasattr(matrix, 'asnumpy') else matrix)
     if matrix.dtype.kind not in 'iu' or matrix.shape != 2 * (len(classes),) or matrix.min() < 0:
         raise refusal('matrix', matrix, f'whole numbers of at least 0 of shape '
                       f'{2 * (len(classes),)}, a row and a column for each of classes')

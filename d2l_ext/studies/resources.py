@@ -22,6 +22,7 @@ import pandas as pd
 
 from ..arguments import check_choice, check_int, check_shape, wrapped
 from ..graphs import check_net
+from ..graphs.numpy_mode import computed_in_nd
 from .operations import Operations
 
 DTYPE_BYTES = {'float32': 4, 'float16': 2, 'bfloat16': 2, 'int8': 1}
@@ -173,6 +174,7 @@ class Summary:
         return table.to_html(index=False) + '<pre>' + html.escape('\n'.join(notes)) + '</pre>'
 
 
+@computed_in_nd
 def summary(net, input_shape, batch_size=1, dtype='float32'):
     """Return a :class:`Summary` of what `net` costs for a batch of inputs.
 

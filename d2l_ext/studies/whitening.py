@@ -16,7 +16,7 @@ def whitening_filters(images, window=2, eps=5e-4, num_filters=None):
 
     Parameters
     ----------
-    images : numpy.ndarray of float, shape (number, channels, height, width)
+    images : array of float, NumPy's or MXNet's, shape (number, channels, height, width)
         Normalized; some thousand are enough.
     window : int
         Height and width of a patch, in pixels.
@@ -30,7 +30,7 @@ def whitening_filters(images, window=2, eps=5e-4, num_filters=None):
     Returns
     -------
     mxnet.nd.NDArray
-        Of shape (filters, channels, window, window), all of them being ``2 * channels *
+        Or ``mxnet.np.ndarray`` after ``npx.set_np()``; of shape (filters, channels, window, window), all of them being ``2 * channels *
         window**2``, from the direction in which patches differ least to the one in which they
         differ most.
 
@@ -39,6 +39,7 @@ def whitening_filters(images, window=2, eps=5e-4, num_filters=None):
     ValueError
         If an argument is out of range.
     """
+    images = images.asnumpy() if isinstance(images, mx.nd.NDArray) else images
     if not (isinstance(images, np.ndarray) and images.ndim == 4 and images.dtype.kind == 'f'
             and len(images) > 1):
         raise refusal('images', images, 'floats of shape (number, channels, height, width), at '
@@ -55,4 +56,5 @@ def whitening_filters(images, window=2, eps=5e-4, num_filters=None):
     eigenvalues, eigenvectors = np.linalg.eigh(np.atleast_2d(np.cov(patches, rowvar=False)))
     filters = (eigenvectors / np.sqrt(eigenvalues + eps)).T
     filters = filters[size - num_filters // 2:].reshape(-1, images.shape[1], window, window)
-    return mx.nd.array(np.concatenate([filters, -filters]))
+    filters = mx.nd.array(np.concatenate([filters, -filters]))
+    return filters.as_np_ndarray() if mx.util.is_np_array() else filters
