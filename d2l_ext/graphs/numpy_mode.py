@@ -15,7 +15,7 @@ from .rewriting import rewrite
 gluon, util = mx.gluon, mx.util
 _Conv = gluon.nn.conv_layers._Conv
 
-# Its .inside: (np_shape, np_array) of the reader and of the net, where this package computes without
+# Its .inside: (np_shape, np_array) of the reader and of the net, where this package computes.
 _thread = threading.local()
 _CACHES = ('_cached_graph', '_cached_op', '_cached_op_args')  # of hybridized blocks
 _END = object()
@@ -99,7 +99,8 @@ def computed_in_nd(function):
         finally:
             for block, key, value in caches:
                 setattr(block, key, value)
-        return _AnyArrays(result) if isinstance(result, gluon.Block) and result is not net else result
+        compiled = isinstance(result, gluon.Block) and result is not net
+        return _AnyArrays(result) if compiled else result
     return wrapper
 
 

@@ -30,9 +30,9 @@ def whitening_filters(images, window=2, eps=5e-4, num_filters=None):
     Returns
     -------
     mxnet.nd.NDArray
-        Or ``mxnet.np.ndarray`` after ``npx.set_np()``; of shape (filters, channels, window, window), all of them being ``2 * channels *
+        Of shape (filters, channels, window, window), all of them being ``2 * channels *
         window**2``, from the direction in which patches differ least to the one in which they
-        differ most.
+        differ most. After ``npx.set_np()`` an ``mxnet.np.ndarray``.
 
     Raises
     ------

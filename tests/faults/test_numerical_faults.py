@@ -10,6 +10,8 @@ import pytest
 import d2l_ext
 from d2l_ext.checks import watch
 from d2l_ext.devices import mx
+from d2l_ext.graphs import trace
+from d2l_ext.storage import onnx
 from d2l_ext.studies import records
 
 nd, gluon, nn, init = mx.nd, mx.gluon, mx.gluon.nn, mx.init
@@ -322,3 +324,28 @@ def test_logits_that_stay_zero_while_the_learning_rate_is_zero(capsys):
                                       precision='float32')
     assert first['loss'] == pytest.approx(math.log(10), abs=1e-5) and second['loss'] < 2.2
     assert 'dead' not in capsys.readouterr().out
+
+
+def exported_values(net, path):
+    """What export_onnx reads of the parameters, with or without onnx."""
+    for value in onnx._renamed(net, trace(net), net.collect_params())[1].values():
+        value.asnumpy()
+
+
+@pytest.mark.parametrize('read', [
+    d2l_ext.save_params, exported_values, lambda net, path: d2l_ext.start_as_identity(net)])
+def test_weights_are_read_when_nothing_rearranges_them(read, tmp_path, monkeypatch):
+    """MXNet 1.9.1 does in the background, after a call: weights read meanwhile are scrambled.
+
+    A thread's share of them, in one of 40 to 500 reads on a busy machine; so what is tested is that
+    all operators have ended by then.
+    """
+    net, events = nn.Conv2D(8, 3, in_channels=8), []
+    net.initialize()
+    wait, asnumpy = nd.waitall, nd.NDArray.asnumpy
+    monkeypatch.setattr(nd, 'waitall', lambda: (wait(), events.append('waits')))
+    monkeypatch.setattr(nd.NDArray, 'asnumpy', lambda array: (events.append('reads'),
+                                                              asnumpy(array))[1])
+    net(nd.ones((1, 8, 8, 8)))
+    read(net, tmp_path / 'net')
+    assert events[:2] == ['waits', 'reads'] and events.count('waits') == 1

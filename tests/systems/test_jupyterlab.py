@@ -39,7 +39,11 @@ WATCH = '''() => {
 def folder(tmp_path):
     """A folder with nothing in it but the page, as if this Python had executed it.
 
-    Every notebook that another one has executed is changed when JupyterLab opens it.
+    JupyterLab 4.6.6 changes every notebook that another version has executed, and no metadata
+    prevent it: `_updateLanguage` of its NotebookPanel writes the kernel's `language_info`, the
+    version in it, when the kernel has started, and whatever is not equal makes the notebook
+    dirty. Tried in this browser: without the version, without `language_info`, and with its name
+    alone, pages are marked changed by each Python.
     """
     folder = tmp_path / 'chapters'
     folder.mkdir()

@@ -1,4 +1,6 @@
 """Nets, arrays and batches under ``npx.set_np()``: what trains is what trains without it."""
+import inspect
+
 import numpy as np
 import pytest
 from test_histories import BFLOAT16, ONE, TWO, digits, make_trainer
@@ -273,3 +275,220 @@ def test_a_graph_stands_for_numpys_operators(hybridize, precision, set_np):
     predicted, _ = d2l_ext.predict(nets[1], digits()[1], ONE, 'float32')
     expected = [net for X, _ in digits()[1] for net in nets[1](X).argmax(axis=1).asnumpy()]
     assert np.mean(predicted == np.array(expected)) > 0.98
+
+
+@mx.init.register
+class Fixed(mx.init.Initializer):
+    """The same numbers in both modes: MXNet's generators for them differ."""
+
+    def _init_weight(self, _, array):
+        array[:] = np.random.RandomState(array.size).normal(scale=0.3, size=array.shape)
+
+
+CASES = {'never set': (False, False), 'set before': (True, True), 'set after': (False, True),
+         'set and reset': (True, False)}  # the modes in which a net is made, and used
+
+
+@pytest.fixture
+def switch():
+    def to(on):
+        npx.set_np() if on else npx.reset_np()
+    yield to
+    npx.reset_np()
+
+
+def fixed_net(devices=ONE, settled=True, kind=nn.HybridSequential):
+    net = kind()
+    net.add(nn.Conv2D(6, 3, activation='relu'), nn.BatchNorm(), nn.Conv2D(16, 3, padding=1),
+            nn.GlobalAvgPool2D(), nn.Flatten())
+    net.initialize(Fixed(), ctx=devices)
+    for device in devices if settled else ():
+        net(images(ctx=device)).wait_to_read()
+    return net
+
+
+def images(number=2, channels=1, size=8, ctx=None):
+    X = np.random.RandomState(0).rand(number, channels, size, size)
+    return (mx.np if npx.is_np_array() else mx.nd).array(X, dtype='float32', ctx=ctx)
+
+
+def half_as_numpy():
+    """The first batches as NumPy's arrays."""
+    return [as_numpy(list(batches)) for batches in digits(80)]
+
+
+def trained(net, devices, tmp_path, kvstore='device', optimizer=mx.optimizer.SGD):
+    """Train, resume in a net made in the other mode, and return losses and parameters."""
+    def run(net, num_epochs):
+        trainer = gluon.Trainer(net.collect_params(), optimizer(learning_rate=0.05),
+                                kvstore=kvstore() if callable(kvstore) else kvstore)
+        np.random.seed(0)
+        return d2l_ext.train_ch5(net, *half_as_numpy(), 40, trainer, devices, num_epochs, seed=3,
+                                 precision='float32', checkpoint=tmp_path / 'run', resume=True)
+
+    run(net, 1)
+    on = npx.is_np_array()
+    npx.reset_np() if on else npx.set_np()
+    other = fixed_net(devices)
+    npx.set_np() if on else npx.reset_np()
+    return [row['loss'] for row in run(other, 2)], *values(other)
+
+
+def compiled_trained(net, devices, tmp_path):
+    """Train by a plain loop, and see that what comes out is of the kind of what goes in."""
+    forward, params = d2l_ext.compiled(net, image_shape=(1, 8, 8)), net.collect_params()
+    with autograd.record():
+        outputs = forward(images())
+        assert type(outputs) is type(images())
+        (outputs**2).sum().backward()
+    return outputs.asnumpy(), *(param.grad().asnumpy() for _, param in sorted(params.items())
+                                if param.grad_req != 'null')
+
+
+def range_tested(net, devices, tmp_path):
+    np.random.seed(0)
+    trainer = gluon.Trainer(net.collect_params(), 'sgd')
+    return d2l_ext.range_test(net, half_as_numpy()[0], trainer, *devices, num_steps=10,
+                              precision='float32').losses
+
+
+def filed(net, devices, tmp_path):
+    settle(net, devices)
+    d2l_ext.save_params(net, tmp_path / 'net.npz')
+    other = fixed_net(settled=False)
+    d2l_ext.load_params(other, tmp_path / 'net.npz')
+    return values(other)
+
+
+def settle(net, devices):
+    d2l_ext.predict(net, digits()[1], devices, 'float32')
+
+
+def exported(net, devices, tmp_path):
+    onnxruntime = pytest.importorskip('onnxruntime', reason='needs .requirements/onnx.txt')
+    pytest.importorskip('onnx', reason='needs .requirements/onnx.txt')
+    d2l_ext.export_onnx(net, tmp_path / 'net.onnx', (1, 8, 8))
+    session = onnxruntime.InferenceSession(str(tmp_path / 'net.onnx'))
+    return session.run(None, {'data': images().asnumpy()})
+
+
+def summarized(net, devices, tmp_path):
+    found = [d2l_ext.summary(each, (1, 8, 8)) for each in (net, d2l_ext.Mirrored(net))]
+    return [[each.total_params, each.total_mult_adds, each.total_flops] for each in found]
+
+
+def predicted(wrap):
+    def use(net, devices, tmp_path):
+        taken, true = d2l_ext.predict(wrap(net), digits()[1], devices, 'float32')
+        accuracy = d2l_ext.evaluate_accuracy(wrap(net), digits()[1], devices, 'float32')
+        assert accuracy == (taken == true).mean()
+        return [taken, d2l_ext.predict(wrap(net), half_as_numpy()[1], devices, 'float32')[0]]
+    return use
+
+
+def identity(net, devices, tmp_path):
+    settle(net, devices)
+    d2l_ext.start_as_identity(net)
+    return values(net)
+
+
+def scaled(net, devices, tmp_path):
+    settle(net, devices)
+    d2l_ext.scale_layers(net, images())
+    return values(net)
+
+
+def made_anew(net, devices, tmp_path):
+    trainer = d2l_ext.make_trainer(net, {'lr': 0.1}, 10, *devices)
+    return [len(trainer._params)]
+
+
+USES = {
+    'predict evaluate_accuracy': predicted(lambda net: net),
+    'Mirrored Shifted': predicted(lambda net: d2l_ext.Mirrored(d2l_ext.Shifted(net))),
+    'compiled': compiled_trained, 'summary': summarized, 'range_test': range_tested,
+    'save_params load_params': filed, 'export_onnx': exported, 'train_ch5': trained,
+    'train_ch5, no kvstore': lambda *case: trained(*case, kvstore=None),
+    'train_ch5, kvstore': lambda *case: trained(*case, kvstore=lambda: mx.kv.create('local')),
+    'train_ch5, Muon': lambda *case: trained(*case, optimizer=d2l_ext.Muon),
+    'start_as_identity': identity, 'scale_layers': scaled, 'make_trainer': made_anew,
+    'receptive_field': lambda net, *_: d2l_ext.receptive_field(net),
+}
+SEVERAL = ('predict evaluate_accuracy', 'Mirrored Shifted', 'train_ch5', 'train_ch5, kvstore',
+           'save_params load_params')
+_expected = {}  # of nets that have never seen NumPy semantics
+
+
+@pytest.mark.parametrize('use, devices', [(use, ONE) for use in USES] + [
+    (use, TWO) for use in SEVERAL], ids=lambda value: value if isinstance(value, str) else len(
+        value))
+@pytest.mark.parametrize('settled', [True, False], ids=['settled', 'deferred'])
+@pytest.mark.parametrize('case', CASES)
+def test_nets_of_either_mode_in_either_mode(case, settled, use, devices, switch, tmp_path):
+    made, used = CASES[case]
+    switch(made)
+    net = fixed_net(devices, settled)
+    kind = {type(param.data()) for param in net.collect_params().values() if settled}
+    switch(used)
+    found = USES[use](net, devices, tmp_path)
+    assert npx.is_np_array() == npx.is_np_shape() == used
+    if settled and use != 'make_trainer':  # which initializes anew
+        assert {type(param.data()) for param in net.collect_params().values()} == kind
+    expected = _expected.setdefault((settled, use, len(devices)), found)
+    for one, two in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, two, rtol=1e-3, atol=1e-5)
+
+
+def test_all_that_take_a_net_are_tried():
+    takers = {name for name in d2l_ext.__all__ if callable(getattr(d2l_ext, name)) and 'net' in
+              inspect.signature(getattr(d2l_ext, name)).parameters}
+    tried = {name for use in USES for name in use.replace(',', '').split()}
+    assert takers <= tried | {'at_corners', 'load_weights'}  # tried below, and only a name
+
+
+NETS = [
+    lambda: d2l_ext.Mirrored(d2l_ext.Shifted(fixed_net())), lambda: d2l_ext.Inception(4, 4, 4, 4),
+    lambda: d2l_ext.Residual(d2l_ext.mlpconv((4, 4), 3, 1, 1), 1),
+    lambda: d2l_ext.inception_v3_stage3(8), lambda: d2l_ext.inception_v3_stage4(16),
+    lambda: d2l_ext.inception_v3_stage5(), lambda: d2l_ext.nin_of([((4, 4), 3, 1, 1, 2)]),
+    lambda: d2l_ext.nin_cifar10(batch_norm=True)]
+
+
+@pytest.mark.parametrize('make', NETS)
+def test_the_packages_nets_are_called_with_either_kind_of_arrays(make, switch):
+    found = []
+    for on in (False, True):
+        switch(on)
+        net = make()
+        net.initialize(Fixed(), force_reinit=True)
+        X = images(channels=1, size=16)
+        found.append(net(X))
+        assert type(found[-1]) is type(X)
+    np.testing.assert_allclose(*(Y.asnumpy() for Y in found), rtol=1e-4, atol=1e-5)
+
+
+def test_arrays_of_either_kind(switch):
+    found = []
+    for on in (False, True):
+        switch(on)
+        module = mx.np if on else mx.nd
+        filters = d2l_ext.whitening_filters(images(20))
+        assert type(filters) is type(images())
+        matrix = module.array([[3, 1], [0, 2]], dtype='int32')
+        net = nn.HybridSequential()
+        net.add(d2l_ext.mlpconv((8, 8), 3, 1, 1), nn.MaxPool2D(3, 2))
+        net.initialize(Fixed())
+        found.append((filters.asnumpy().tolist(), d2l_ext.confusion_report(matrix, ['a', 'b']),
+                      d2l_ext.get_fashion_mnist_labels(module.array([1, 2], dtype='int32')),
+                      d2l_ext.at_corners(net)(images()).asnumpy().round(4).tolist()))
+    assert found[0] == found[1]
+
+
+def test_a_net_of_both_modes_is_refused(switch):
+    net = nn.HybridSequential()
+    net.add(nn.Conv2D(4, 3))
+    switch(True)
+    net.add(nn.Conv2D(4, 3))
+    net.initialize()
+    with pytest.raises(ValueError, match=r'make all of them after npx.set_np\(\)'):
+        d2l_ext.predict(net, digits()[1], ONE)
