@@ -53,35 +53,18 @@ def trained_net():
     return net
 
 
-def _block(net, graph):
-    """Return a graph of the parameters of `net` as a block that is compiled."""
-    from d2l_ext.devices import mx
-
-    block = mx.gluon.SymbolBlock(graph, mx.sym.var('data', dtype='float32'),
-                                 params=net.collect_params())
-    block.hybridize(static_alloc=True, static_shape=True)
-    return block
-
-
 def compiled(net, precision, resize):
-    """As `predict` computes."""
+    """As `predict` computes large batches."""
     from d2l_ext import graphs
 
     return graphs.compiled(net, precision, (1, resize, resize))
 
 
 def fused(net, precision):
-    """The same with oneDNN's subgraphs: a convolution and its ReLU become one operator."""
-    from d2l_ext.devices import mx
-    from d2l_ext.graphs import trace
+    """As `predict` computes small batches."""
+    from d2l_ext.graphs import fusing
 
-    graph = trace(net)
-    if precision != 'float32':  # first, because the casts are made for the separate operators
-        from mxnet.contrib import amp
-
-        graph = amp.convert_symbol(graph, precision, data_names=['data'])
-        graph = mx.sym.amp_cast(graph, dtype='float32')
-    return _block(net, graph.get_backend_symbol('MKLDNN'))
+    return fusing.fused(net, precision)
 
 
 def quantize(net, images, batch_size, path):
