@@ -395,7 +395,8 @@ def test_records_go_to_the_kind_at_hand_and_into_a_column(made_up, tmp_path, mon
 
 
 @pytest.mark.parametrize('flags, rate, kind', [
-    ('avx2 avx512f avx512_bf16', 470, 'bfloat16'), ('avx2 avx512f avx512_bf16', 218, 'bfloat16_half'),
+    ('avx2 avx512f avx512_bf16', 470, 'bfloat16'),
+    ('avx2 avx512f avx512_bf16', 218, 'bfloat16_half'),
     ('fma avx2', None, 'avx2')])
 def test_kinds_of_processors(flags, rate, kind):
     assert kinds.kind_of(flags.split(), 'bf16' in flags, lambda: rate) == kind
@@ -408,7 +409,8 @@ def test_other_processors_need_a_folder(flags):
 
 
 def test_the_machine_of_a_python_is_not_told(made_up, tmp_path):
-    startup.run(1, 4, 96, tmp_path, 'python -m tests.benchmarks startup', [sys.executable, 'python'])
+    startup.run(1, 4, 96, tmp_path, 'python -m tests.benchmarks startup',
+                [sys.executable, 'python'])
     (path,) = tmp_path.iterdir()
     version = platform.python_version().rpartition('.')[0]
     assert f'--python python{version}' in json.loads(path.read_text())['command']
