@@ -27,7 +27,7 @@ PARTS = {'training': training, 'inference': inference, 'limits': limits, 'memory
          'startup': startup, 'scaling': scaling}
 BATCH_SIZE, RESIZE = 128, 224
 # On two cores with bfloat16 at half rate: in all, and for each pair of turns more.
-MINUTES = {'training': (3, 2.8), 'inference': (10, 2), 'limits': (0.3, 0.5), 'memory': (0, 0.5),
+MINUTES = {'training': (3, 2.4), 'inference': (12, 2.4), 'limits': (0.3, 0.4), 'memory': (0, 0.4),
            'startup': (0, 0.3), 'scaling': (6, 0)}
 
 
