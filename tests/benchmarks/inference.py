@@ -22,10 +22,11 @@ WEIGHTS = pathlib.Path(__file__).parents[2] / 'chapters/results/07_03_nin_book-s
 SECONDS = 1  # for which each of latency and throughput is measured in a turn
 
 
-def rates(classify, X, seconds=SECONDS):
+def rates(classify, X, seconds=SECONDS, few=0):
     """Return images/s of the batch `X` and the milliseconds that its first image takes alone.
 
-    Both are medians over single calls; `classify` returns when it has the logits.
+    And those that its first `few` images take together. All are medians over single calls;
+    `classify` returns when it has the logits.
     """
     def median_seconds(images):
         for _ in range(2):  # the first also plans, allocates and perhaps compiles
@@ -38,7 +39,8 @@ def rates(classify, X, seconds=SECONDS):
         return statistics.median(times)
 
     return {'images_per_second': len(X) / median_seconds(X),
-            'latency_ms': 1e3 * median_seconds(X[:1])}
+            'latency_ms': 1e3 * median_seconds(X[:1]),
+            **({'few_ms': 1e3 * median_seconds(X[:few])} if few else {})}
 
 
 def trained_net():
@@ -149,11 +151,13 @@ def speed(variant, batch_size, resize, path=None):
 
     X = np.random.RandomState(0).rand(batch_size, 1, resize, resize).astype('float32')
     classify = classifier(variant, path, resize)
+    few = 0
     if variant in VARIANTS:  # the others compute on NumPy's own memory
         from d2l_ext.devices import mx
+        from d2l_ext.graphs.fusing import MOST_IMAGES
 
-        X = mx.nd.array(X)
-    return {**rates(classify, X), 'threads': num_threads()}
+        X, few = mx.nd.array(X), MOST_IMAGES
+    return {**rates(classify, X, few=few), 'threads': num_threads()}
 
 
 def accuracy(variant, batch_size, resize, path):
@@ -187,7 +191,8 @@ def try_pytorch(setting):
 def make_rows(turns, base, latency_base):
     """Return the rows of the record; a latency ratio above 1 is a shorter latency."""
     return {name: {**speed_row(results, turns[base]), 'latency_ms': median(results, 'latency_ms'),
-                   **ratios(turns[latency_base], results, 'latency_ms', 'latency_')}
+                   **ratios(turns[latency_base], results, 'latency_ms', 'latency_'),
+                   **({'few_ms': median(results, 'few_ms')} if 'few_ms' in results[0] else {})}
             for name, results in turns.items()}
 
 
