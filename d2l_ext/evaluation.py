@@ -6,6 +6,7 @@ from .checks.finite import check_finite
 from .checks.nets import check_initialized
 from .devices import check_devices, mx
 from .graphs import choose
+from .graphs.fusing import faster_for_few
 from .graphs.numpy_mode import computed_in_nd
 from .scale.several_devices import split
 
@@ -43,7 +44,9 @@ def predict(net, data_iter, ctx, precision='auto'):
         check_initialized(net, device)
     check_batches('data_iter', data_iter)
     check_finite(net, devices[0], 'before predicting', 'Initialize the net anew, or load others')
-    forward = choose(net, devices[0], precision, [data_iter]).forward
+    choice = choose(net, devices[0], precision, [data_iter])
+    small = len(devices) == 1 and devices[0].device_type == 'cpu'
+    forward = faster_for_few(net, choice) if small else choice.forward
     return classify(net, forward, 'data_iter', data_iter, devices)
 
 

@@ -53,7 +53,7 @@ def choose(net, ctx, precision='auto', batches=()):
         return _layer_by_layer(net, precision, 'it has no graph, as only hybrid blocks without '
                                'hooks do')
     trusted = is_trusted(net)
-    known = trusted and _is_known(graph)
+    known = trusted and is_known(graph)
     padded = asked == 'bfloat16' and any(
         any(sizes(node, 'pad')) for node in nodes_of(graph) if node['op'] == 'Convolution')
     if known and not padded:
@@ -120,7 +120,7 @@ def _layer_by_layer(net, precision, reason):
                   f'is slower: {reason}')
 
 
-def _is_known(graph):
+def is_known(graph):
     """Return whether MXNet computes such graphs in every precision."""
     nodes = nodes_of(graph)
     for node in nodes:

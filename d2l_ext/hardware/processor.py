@@ -17,12 +17,16 @@ def processor():
     return platform.processor() or platform.machine()
 
 
+def flags():
+    """Return the words in which Linux tells what the processor can do; none elsewhere."""
+    try:
+        return _CPUINFO.read_text().split()
+    except OSError:
+        return []
+
+
 def has_bfloat16():
     """Return whether MXNet can use bfloat16 instructions (AVX512-BF16 or AMX-BF16) here."""
     if os.environ.get('MXNET_MKLDNN_ENABLED', '1').lower() in ('0', 'false'):
         return False  # only oneDNN has layers for them
-    try:
-        flags = _CPUINFO.read_text().split()
-    except OSError:
-        return False
-    return 'avx512_bf16' in flags or 'amx_bf16' in flags
+    return not {'avx512_bf16', 'amx_bf16'}.isdisjoint(flags())

@@ -21,6 +21,8 @@ from .cifar10 import CIFAR10_SHA1
 
 _CHAPTERS = pathlib.Path(__file__).resolve().parents[2] / 'chapters'
 _KEYS = {'name', 'config', 'dataset', 'seeds', 'variants', 'runs', 'environment', 'date', 'command'}
+SPEED_KINDS = {'bfloat16': 'bfloat16 at full rate', 'bfloat16_half': 'bfloat16 at half rate',
+               'avx2': 'AVX2 only'}
 _RUN_KEYS = {'variant', 'seed', 'history', 'environment', 'date'}
 
 
@@ -32,6 +34,18 @@ def results_folder():
     pathlib.Path
     """
     return _CHAPTERS / 'results'
+
+
+def speed_records(name='benchmarks'):
+    """Return ``{kind: record}`` of what ``python -m tests.benchmarks`` measured, kind by kind.
+
+    Of processors there are three kinds, each with a folder of records in ``results/speed``:
+    bfloat16 at full rate, at half rate, and AVX2 without bfloat16. Those that have the record
+    `name` are returned, the fastest kind first.
+    """
+    paths = {kind: results_folder() / 'speed' / kind / f'{name}.json' for kind in SPEED_KINDS}
+    return {kind: json.loads(path.read_text(encoding='utf-8'))
+            for kind, path in paths.items() if path.exists()}
 
 
 def cache_folder():

@@ -1,6 +1,9 @@
 """Inference: latency of one image, throughput of a batch, and the accuracy of each fast path.
 
-Variants of MXNet, with the committed weights of the section's recorded run, against PyTorch.
+Variants of MXNet against PyTorch, OpenVINO and ONNX Runtime, all with the committed weights of the
+section's recorded run. The peers come, in an environment of its own, by
+``python -m pip install --no-deps -r .requirements/onnx.txt`` and then
+``python -m pip install torch openvino nncf``.
 """
 import functools
 import importlib.metadata
@@ -9,18 +12,21 @@ import statistics
 import tempfile
 import time
 
-from . import pytorch
+from . import peers_inference, pytorch
 from .turns import fresh, median, print_table, ratios, speed_row, spread, take_turns, write_record
 
 NAME = 'benchmarks_inference'
 CALIBRATION_IMAGES = 512
+PYTORCH = 'PyTorch, '  # before the name of a setting
+WEIGHTS = pathlib.Path(__file__).parents[2] / 'chapters/results/07_03_nin_book-seed0.npz'
 SECONDS = 1  # for which each of latency and throughput is measured in a turn
 
 
-def rates(classify, X, seconds=SECONDS):
+def rates(classify, X, seconds=SECONDS, few=0):
     """Return images/s of the batch `X` and the milliseconds that its first image takes alone.
 
-    Both are medians over single calls; `classify` returns when it has the logits.
+    And those that its first `few` images take together. All are medians over single calls;
+    `classify` returns when it has the logits.
     """
     def median_seconds(images):
         for _ in range(2):  # the first also plans, allocates and perhaps compiles
@@ -33,7 +39,8 @@ def rates(classify, X, seconds=SECONDS):
         return statistics.median(times)
 
     return {'images_per_second': len(X) / median_seconds(X),
-            'latency_ms': 1e3 * median_seconds(X[:1])}
+            'latency_ms': 1e3 * median_seconds(X[:1]),
+            **({'few_ms': 1e3 * median_seconds(X[:few])} if few else {})}
 
 
 def trained_net():
@@ -48,35 +55,18 @@ def trained_net():
     return net
 
 
-def _block(net, graph):
-    """Return a graph of the parameters of `net` as a block that is compiled."""
-    from d2l_ext.devices import mx
-
-    block = mx.gluon.SymbolBlock(graph, mx.sym.var('data', dtype='float32'),
-                                 params=net.collect_params())
-    block.hybridize(static_alloc=True, static_shape=True)
-    return block
-
-
 def compiled(net, precision, resize):
-    """As `predict` computes."""
+    """As `predict` computes large batches."""
     from d2l_ext import graphs
 
     return graphs.compiled(net, precision, (1, resize, resize))
 
 
 def fused(net, precision):
-    """The same with oneDNN's subgraphs: a convolution and its ReLU become one operator."""
-    from d2l_ext.devices import mx
-    from d2l_ext.graphs import trace
+    """As `predict` computes small batches."""
+    from d2l_ext.graphs import fusing
 
-    graph = trace(net)
-    if precision != 'float32':  # first, because the casts are made for the separate operators
-        from mxnet.contrib import amp
-
-        graph = amp.convert_symbol(graph, precision, data_names=['data'])
-        graph = mx.sym.amp_cast(graph, dtype='float32')
-    return _block(net, graph.get_backend_symbol('MKLDNN'))
+    return fusing.fused(net, precision)
 
 
 def quantize(net, images, batch_size, path):
@@ -115,8 +105,11 @@ VARIANTS = {
 }
 
 
-def calibrate(batch_size, resize, path):
-    """Quantize the trained network with the first training images."""
+def prepare(batch_size, resize, path, peers):
+    """Write what the variants read to files that begin with `path`: int8, and all of `peers`.
+
+    All are calibrated with the same first training images.
+    """
     import numpy as np
 
     import d2l_ext
@@ -127,43 +120,69 @@ def calibrate(batch_size, resize, path):
     images = np.concatenate([X.asnumpy() for X, _ in train_iter])
     start = time.perf_counter()
     quantize(trained_net(), images, batch_size, path)
-    return {'images': len(images), 'seconds': time.perf_counter() - start}
+    seconds = time.perf_counter() - start
+    if peers:
+        peers_inference.export(trained_net(), path, resize)
+    if 'OpenVINO, int8' in peers:
+        peers_inference.quantize_openvino(images, path)
+    if 'ONNX Runtime, int8' in peers:
+        peers_inference.quantize_onnxruntime(images, path)
+    return {'images': len(images), 'seconds': seconds}
 
 
-def mxnet_rates(variant, batch_size, resize, path):
-    """Return `rates` of one of VARIANTS; int8 is at `path`."""
+def classifier(variant, path, resize):
+    """Return a variant as a function from float32 images, a NumPy array, to logits."""
+    if variant in peers_inference.VARIANTS:
+        return peers_inference.classifier(variant, path)
+    if variant.startswith(PYTORCH):
+        setting = pytorch.SETTINGS[variant.removeprefix(PYTORCH)]
+        return pytorch.classifier(WEIGHTS, **setting)
     from d2l_ext.devices import mx
-    from d2l_ext.hardware.threads import num_threads
 
     net = VARIANTS[variant](path, resize)
-    X = mx.nd.random.uniform(shape=(batch_size, 1, resize, resize), ctx=mx.cpu())
-    return {**rates(lambda X: net(X).wait_to_read(), X), 'threads': num_threads()}
+    return lambda X: net(X if isinstance(X, mx.nd.NDArray) else mx.nd.array(X)).asnumpy()
+
+
+def speed(variant, batch_size, resize, path=None):
+    """Return `rates` of a variant; what `prepare` wrote is at `path`."""
+    import numpy as np
+
+    from d2l_ext.hardware.threads import num_threads
+
+    X = np.random.RandomState(0).rand(batch_size, 1, resize, resize).astype('float32')
+    classify = classifier(variant, path, resize)
+    few = 0
+    if variant in VARIANTS:  # the others compute on NumPy's own memory
+        from d2l_ext.devices import mx
+        from d2l_ext.graphs.fusing import MOST_IMAGES
+
+        X, few = mx.nd.array(X), MOST_IMAGES
+    return {**rates(classify, X, few=few), 'threads': num_threads()}
 
 
 def accuracy(variant, batch_size, resize, path):
-    """Return the share of all test images that one of VARIANTS classifies right."""
+    """Return the share of all test images that a variant classifies right."""
     import d2l_ext
     from d2l_ext.devices import mx
 
-    net = VARIANTS[variant](path, resize)
+    classify = classifier(variant, path, resize)
     _, test_iter = d2l_ext.load_data_fashion_mnist(batch_size, resize, ctx=mx.cpu())
-    right = sum(int((net(X).argmax(axis=1).astype('int32') == y).sum().asscalar())
+    right = sum(int((classify(X.asnumpy()).argmax(axis=1) == y.asnumpy()).sum())
                 for X, y in test_iter)
     return {'accuracy': right / len(test_iter.images), 'images': len(test_iter.images)}
 
 
-def pytorch_rates(batch_size, resize, **setting):
-    """Return `rates` of the same network in PyTorch, with random weights, which cost as much."""
-    classify, torch = pytorch.classifier(**setting), pytorch.start()
-    return {**rates(classify, torch.rand(batch_size, 1, resize, resize)),
-            'threads': torch.get_num_threads()}
+def pytorch_speed(batch_size, resize, **setting):
+    """Return `speed` of PyTorch with one of its settings."""
+    name = next(name for name in pytorch.SETTINGS if pytorch.SETTINGS[name] == setting)
+    return speed(PYTORCH + name, batch_size, resize)
 
 
 def try_pytorch(setting):
     """Return what is recorded of PyTorch's settings, or None where it is not installed."""
     if not pytorch.installed():
         return None
-    tried = pytorch.try_settings(pytorch_rates, ['images_per_second', 'latency_ms'], **setting)
+    tried = pytorch.try_settings(pytorch_speed, ['images_per_second', 'latency_ms'], **setting)
     return {'version': importlib.metadata.version('torch'), 'tried': tried,
             'best': pytorch.best(tried, 'images_per_second'),
             'best_latency': pytorch.best(tried, 'latency_ms', min)}
@@ -172,7 +191,8 @@ def try_pytorch(setting):
 def make_rows(turns, base, latency_base):
     """Return the rows of the record; a latency ratio above 1 is a shorter latency."""
     return {name: {**speed_row(results, turns[base]), 'latency_ms': median(results, 'latency_ms'),
-                   **ratios(turns[latency_base], results, 'latency_ms', 'latency_')}
+                   **ratios(turns[latency_base], results, 'latency_ms', 'latency_'),
+                   **({'few_ms': median(results, 'few_ms')} if 'few_ms' in results[0] else {})}
             for name, results in turns.items()}
 
 
@@ -181,27 +201,29 @@ def run(pairs, batch_size, resize, folder, command):
 
     setting = {'batch_size': batch_size, 'resize': resize}
     torch = try_pytorch(setting)
-    variants = [name for name in VARIANTS if has_bfloat16() or 'bfloat16' not in name]
+    variants = [name for name in (*VARIANTS, *filter(peers_inference.installed,
+                                                     peers_inference.VARIANTS))
+                if has_bfloat16() or 'bfloat16' not in name]
+    peers = [name for name in variants if name in peers_inference.VARIANTS]
+    base = latency_base = 'float32'
+    if torch and torch['best']:
+        base, latency_base = (PYTORCH + torch[key] for key in ('best', 'best_latency'))
+        variants += dict.fromkeys((base, latency_base))
     with tempfile.TemporaryDirectory() as temporary:
-        path = str(pathlib.Path(temporary) / 'int8')
-        calibration = fresh(calibrate, path=path, **setting)
-        functions = {name: functools.partial(fresh, mxnet_rates, variant=name, path=path, **setting)
-                     for name in variants}
-        base = latency_base = 'float32'
-        if torch and torch['best']:
-            base, latency_base = (f'PyTorch, {torch[key]}' for key in ('best', 'best_latency'))
-            functions.update({f'PyTorch, {name}': pytorch.turn(pytorch_rates, name, **setting)
-                              for name in (torch['best'], torch['best_latency'])})
-        turns = take_turns(functions, pairs, 'images_per_second', 'images/s')
+        path = str(pathlib.Path(temporary) / 'nin')
+        calibration = fresh(prepare, path=path, peers=peers, **setting)
+        turns = take_turns({name: functools.partial(fresh, speed, variant=name, path=path,
+                                                    **setting) for name in variants},
+                           pairs, 'images_per_second', 'images/s')
         rows = make_rows(turns, base, latency_base)
         for name in variants:
             result = fresh(accuracy, variant=name, path=path, **setting)
             rows[name]['accuracy'] = result['accuracy']
             print(f"{name:44} {result['accuracy']:.4f} of {result['images']:,} test images right",
                   flush=True)
-    show(write_record(folder, NAME, command, **setting, pairs=pairs, pytorch=torch, base=base,
-                      latency_base=latency_base, calibration=calibration,
-                      test_images=result['images'], rows=rows))
+    show(write_record(folder, NAME, command, **setting, pairs=pairs, pytorch=torch,
+                      peers=peers_inference.versions(peers), base=base, latency_base=latency_base,
+                      calibration=calibration, test_images=result['images'], rows=rows))
 
 
 def show(record):
@@ -213,7 +235,10 @@ def show(record):
         [{'inference': name, f"images/s, batch {record['batch_size']}": row['images_per_second'],
           'times': spread(row), 'ms, batch 1': row['latency_ms'],
           'times as fast': spread(row, 'latency_'), 'peak GiB': row['peak_gib'],
-          'accuracy': f"{row['accuracy']:.4f}" if 'accuracy' in row else ''}
+          'accuracy': f"{row['accuracy']:.4f}"}
          for name, row in record['rows'].items()])
-    if not record['pytorch']:
-        print('PyTorch is not installed: left out')
+    for name, found in (('PyTorch', record['pytorch']),
+                        ('OpenVINO', 'openvino' in record['peers']),
+                        ('ONNX Runtime', 'onnxruntime' in record['peers'])):
+        if not found:
+            print(f'{name} is not installed: left out')

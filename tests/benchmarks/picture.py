@@ -2,14 +2,13 @@
 
 The README's, 07_03_nin.png, and the cost as work grows, benchmarks_scaling.png.
 """
-import json
-
 import matplotlib
 from matplotlib import pyplot as plt
 
 from d2l_ext import load_record, results_folder
 from d2l_ext.__main__ import BOOK
 from d2l_ext.studies.plotting import COLORS, plot_speed
+from d2l_ext.studies.records import speed_records
 
 from . import limits, scaling
 
@@ -17,7 +16,7 @@ from . import limits, scaling
 def main():
     matplotlib.use('Agg')
     record = load_record(results_folder() / '07_03_nin_book.json')
-    speed = json.loads((results_folder() / 'benchmarks.json').read_text())
+    kind, speed = next(iter(speed_records().items()))  # the fastest processor
     figure, (left, right) = plt.subplots(1, 2, figsize=(10.5, 3.2), layout='constrained')
     for i, run in enumerate(record['runs']):
         left.plot(range(1, 6), [row['test_acc'] for row in run['history']], color=COLORS[0],
@@ -27,11 +26,12 @@ def main():
              xticks=range(1, 6))
     left.grid(alpha=0.3)
     left.legend(loc='lower right', fontsize='small')
-    limit = json.loads((results_folder() / f'{limits.NAME}.json').read_text())
+    limit = speed_records(limits.NAME)[kind]
     plot_speed(speed, right, limit['limit_images_per_second'][limit['precision']])
     figure.savefig(results_folder() / '07_03_nin.png', dpi=200)
-    path = results_folder() / f'{scaling.NAME}.json'
-    scaling.draw(json.loads(path.read_text())).savefig(path.with_suffix('.png'), dpi=120)
+    for kind, record in speed_records(scaling.NAME).items():
+        scaling.draw(record).savefig(
+            results_folder() / 'speed' / kind / f'{scaling.NAME}.png', dpi=120)
 
 
 if __name__ == '__main__':

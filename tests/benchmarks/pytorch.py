@@ -75,20 +75,26 @@ def train(num_batches, batch_size, resize, precision, layout, mode):
             'precision': precision}
 
 
-def classifier(precision, layout, mode):
+def classifier(weights, precision, layout, mode):
     """Return the network as a function from float32 images to logits, for inference only.
 
-    Its weights are cast, too. Compiled, they count as constants, so that they are packed once.
+    Images and logits are NumPy arrays, `weights` the file of `save_params`. Weights are cast, too.
+    Compiled, they count as constants, so that they are packed once.
     """
+    import numpy as np
+
     torch = start()
     importlib.import_module('torch._inductor.config').freezing = True
     dtype, layout = getattr(torch, precision), _layout(torch, layout)
-    net = section_net(torch).eval().to(dtype=dtype, memory_format=layout)
+    net = section_net(torch).eval()
+    net.load_state_dict(dict(zip(net.state_dict(), map(torch.tensor, np.load(weights).values()))))
+    net = net.to(dtype=dtype, memory_format=layout)
     forward = torch.compile(net, dynamic=False) if mode == 'compile' else net
 
     def classify(X):
         with torch.inference_mode():
-            return forward(X.to(dtype=dtype, memory_format=layout))
+            X = torch.from_numpy(X).to(dtype=dtype, memory_format=layout)
+            return forward(X).float().numpy()
 
     return classify
 

@@ -2,6 +2,7 @@
 import contextlib
 import json
 import pathlib
+import platform
 import subprocess
 import sys
 import types
@@ -11,7 +12,20 @@ import pytest
 
 import d2l_ext
 from benchmarks import __main__ as command
-from benchmarks import inference, limits, peers, pytorch, scaling, startup, training, turns
+from benchmarks import (
+    inference,
+    kinds,
+    limits,
+    memory,
+    peers,
+    peers_inference,
+    pytorch,
+    scaling,
+    startup,
+    tables,
+    training,
+    turns,
+)
 from d2l_ext.devices import mx
 from d2l_ext.graphs import compiled
 from d2l_ext.studies.resources import summary
@@ -38,7 +52,8 @@ def test_a_fresh_process_that_fails_says_why():
 
 def test_a_peer_decides_by_itself_when_mxnet_is_imported():
     program = ('import sys, benchmarks.peers, benchmarks.turns, benchmarks.pytorch; '
-               'print({"mxnet", "d2l_ext", "torch"} & set(sys.modules))')
+               'import benchmarks.peers_inference; '
+               'print({"mxnet", "d2l_ext", "torch", "openvino"} & set(sys.modules))')
     result = subprocess.run([sys.executable, '-c', program], cwd=TESTS, capture_output=True,
                             text=True, check=True)
     assert result.stdout == 'set()\n'
@@ -298,6 +313,8 @@ def test_an_import_is_timed_and_a_failing_one_reported():
 def made_up(monkeypatch):
     """All parts get figures at once, from no process."""
     def fresh(function, variables=None, **arguments):
+        if function is limits.machine_rates and arguments['precisions'] == ['bfloat16']:
+            return {'bfloat16': 400., 'threads': 2}
         ops = [op['op'] for op in limits.operations(d2l_ext.nin(), (1, 96, 96), 4, 'float32')]
         one_step = [*ops, *(f'_backward_{op}' for op in reversed(ops))]
         return {'images_per_second': 100., 'latency_ms': 2., 'peak_gib': 1., 'threads': 2,
@@ -305,25 +322,27 @@ def made_up(monkeypatch):
                 'seconds': 1., 'float32': 400., 'bfloat16': 800., 'copy': 50.,
                 'events': [(name, 1e-3) for name in one_step] * limits.STEPS}
 
-    for module in (training, inference, limits, scaling, pytorch):
+    for module in (training, inference, limits, memory, scaling, pytorch, kinds):
         monkeypatch.setattr(module, 'fresh', fresh)
     monkeypatch.setenv('D2L_EXT_DEVICE', 'cpu')  # as main does, which nobody else should notice
     monkeypatch.setattr(training, 'mxnet_home', lambda: contextlib.nullcontext('/nowhere'))
     monkeypatch.setattr('d2l_ext.storage.fashion_mnist.find', lambda: None)
-    for name in ('import_seconds', 'seconds_to_first_step'):
+    for name in ('import_seconds', 'notebook_seconds', 'seconds_to_first_step'):
         monkeypatch.setattr(startup, name, lambda *_: {'seconds': 1.})
 
 
 @pytest.mark.parametrize('with_pytorch', [True, False])
 def test_all_parts_write_their_records(made_up, tmp_path, monkeypatch, capsys, with_pytorch):
     monkeypatch.setattr(pytorch, 'installed', lambda: with_pytorch)
+    monkeypatch.setattr(peers_inference, 'installed', lambda name: with_pytorch)
     monkeypatch.setattr('importlib.metadata.version', lambda name: '2.0')
     command.main(['--pairs', '2', '--batch-size', '4', '--resize', '96', '--folder', str(tmp_path)])
     said = capsys.readouterr().out
-    assert ('PyTorch is not installed: left out' in said) is not with_pytorch
+    for name in ('PyTorch', 'OpenVINO', 'ONNX Runtime'):
+        assert (f'{name} is not installed: left out' in said) is not with_pytorch
     records = {path.stem: json.loads(path.read_text()) for path in tmp_path.glob('*.json')}
-    assert records.keys() == {'benchmarks', inference.NAME, limits.NAME, scaling.NAME,
-                              startup.NAME}
+    assert records.keys() == {'benchmarks', inference.NAME, limits.NAME, memory.NAME,
+                              scaling.NAME, startup.NAME}
     for record in records.values():
         assert record.keys() >= {'name', 'environment', 'date', 'command', 'pairs'}
         assert record['pairs'] == 2
@@ -343,9 +362,83 @@ def test_all_parts_write_their_records(made_up, tmp_path, monkeypatch, capsys, w
     assert limit['limit_images_per_second'][limit['precision']] == pytest.approx(rate / flops)
 
     rows = records[inference.NAME]['rows']
-    assert all('accuracy' in row for name, row in rows.items() if 'PyTorch' not in name)
+    assert all('accuracy' in row for row in rows.values())
+    assert {name.partition(',')[0] for name in rows} >= (
+        {'PyTorch', 'OpenVINO', 'ONNX Runtime'} if with_pytorch else set())
+    (version, found), = records[startup.NAME]['pythons'].items()
+    assert version == platform.python_version()
+    assert found['notebook']['seconds'] == found['first_step']['seconds'] == 1
+    assert records[memory.NAME]['rows']['float32']['ratio'] == 0  # made up: nothing was trained
     figure = scaling.draw(records[scaling.NAME])
     assert len(figure.axes) == 8 and figure.axes[4].get_ylim()[0] == 0
+
+
+def test_records_go_to_the_kind_at_hand_and_into_a_column(made_up, tmp_path, monkeypatch):
+    monkeypatch.setattr('d2l_ext.studies.records.results_folder', lambda: tmp_path)
+    monkeypatch.setattr(command, 'results_folder', lambda: tmp_path)
+    monkeypatch.setattr('d2l_ext.devices.has_bfloat16', lambda: True)
+    monkeypatch.setattr(peers_inference, 'installed', lambda name: False)
+    monkeypatch.setattr(pytorch, 'installed', lambda: False)
+    for rate, kind in ((800., 'bfloat16'), (400., 'bfloat16_half')):
+        monkeypatch.setattr(kinds, 'fresh', lambda *_, rate=rate, **__: {'bfloat16': rate,
+                                                                         'threads': 2})
+        folder = tmp_path / 'speed' / kind
+        folder.mkdir(parents=True)
+        command.main(['--pairs', '1'])
+        assert len(list(folder.iterdir())) == len(command.PARTS)
+    for make in tables.TABLES.values():
+        lines = make().splitlines()
+        assert lines[0].endswith('| bfloat16 at full rate | bfloat16 at half rate |')
+        assert {line.count('|') for line in lines} == {4}
+    text = 'a\n<!-- rest -->\nold\n<!-- end -->\nb\n'
+    assert tables.with_tables(text) == f'a\n<!-- rest -->\n{tables.rest_table()}<!-- end -->\nb\n'
+
+
+@pytest.mark.parametrize('flags, rate, kind', [
+    ('avx2 avx512f avx512_bf16', 470, 'bfloat16'),
+    ('avx2 avx512f avx512_bf16', 218, 'bfloat16_half'),
+    ('fma avx2', None, 'avx2')])
+def test_kinds_of_processors(flags, rate, kind):
+    assert kinds.kind_of(flags.split(), 'bf16' in flags, lambda: rate) == kind
+
+
+@pytest.mark.parametrize('flags', ['avx2 avx512f', 'sse2'])
+def test_other_processors_need_a_folder(flags):
+    with pytest.raises(turns.Failed, match='--folder'):
+        kinds.kind_of(flags.split(), False, None)
+
+
+def test_the_machine_of_a_python_is_not_told(made_up, tmp_path):
+    startup.run(1, 4, 96, tmp_path, 'python -m tests.benchmarks startup',
+                [sys.executable, 'python'])
+    (path,) = tmp_path.iterdir()
+    version = platform.python_version().rpartition('.')[0]
+    assert f'--python python{version}' in json.loads(path.read_text())['command']
+
+
+def test_a_notebook_s_import_is_timed():
+    assert startup.notebook_seconds()['seconds'] > 0
+
+
+@pytest.mark.skipif(not peers_inference.installed('ONNX Runtime, float32'),
+                    reason='needs onnx and onnxruntime')
+@pytest.mark.parametrize('variant', [
+    pytest.param(name, marks=pytest.mark.skipif(not peers_inference.installed(name),
+                                                reason='not installed'))
+    for name in peers_inference.VARIANTS])
+def test_peers_compute_what_the_exported_net_does(net, tmp_path, variant):
+    path = str(tmp_path / 'nin')
+    peers_inference.export(net, path, 67)
+    images = np.random.RandomState(0).rand(16, 1, 67, 67).astype('float32')
+    if variant.endswith('int8'):
+        prepare = {'openvino': peers_inference.quantize_openvino,
+                   'onnxruntime': peers_inference.quantize_onnxruntime}
+        prepare[peers_inference.VARIANTS[variant][0]](images, path)
+    classify = peers_inference.classifier(variant, path)
+    expected = net(mx.nd.array(images)).asnumpy()
+    tolerance = {'float32': 1e-4, 'bfloat16': 0.05, 'int8': 0.15}[variant.split(', ')[1]]
+    for X, y in ((images, expected), (images[:1], expected[:1])):
+        assert abs(classify(X) - y).max() < tolerance * abs(expected).max()
 
 
 def test_a_part_can_be_measured_by_itself(made_up, tmp_path):
