@@ -10,7 +10,9 @@ import platform
 import numpy as np
 import pooch
 
-from ..arguments import check_int, check_keys, check_pair, check_path, check_type, refusal
+from ..arguments import (
+    check_choice, check_int, check_keys, check_pair, check_path, check_type, refusal,
+)
 from ..devices import mx, resolve_precision, try_gpu
 from ..hardware.processor import processor
 from ..hardware.threads import num_threads
@@ -37,13 +39,30 @@ def results_folder():
 
 
 def speed_records(name='benchmarks'):
-    """Return ``{kind: record}`` of what ``python -m tests.benchmarks`` measured, kind by kind.
+    """Return what ``python -m tests.benchmarks`` measured, by kind of processor.
 
-    Of processors there are three kinds, each with a folder of records in ``results/speed``:
-    bfloat16 at full rate, at half rate, and AVX2 without bfloat16. Those that have the record
-    `name` are returned, the fastest kind first.
+    There are three kinds: with bfloat16 instructions at full rate, at half rate, and with AVX2
+    only. Each has a folder of records in ``chapters/results/speed``.
+
+    Parameters
+    ----------
+    name : str
+        Of the record, such as ``'benchmarks_inference'``.
+
+    Returns
+    -------
+    dict
+        ``{kind: record}`` of those kinds that have the record, the fastest first; the kinds are
+        keys of ``SPEED_KINDS``, which says them in words.
+
+    Raises
+    ------
+    ValueError
+        If no kind has a record of that name.
     """
-    paths = {kind: results_folder() / 'speed' / kind / f'{name}.json' for kind in SPEED_KINDS}
+    folder = results_folder() / 'speed'
+    check_choice('name', name, sorted({path.stem for path in folder.glob('*/*.json')}))
+    paths = {kind: folder / kind / f'{name}.json' for kind in SPEED_KINDS}
     return {kind: json.loads(path.read_text(encoding='utf-8'))
             for kind, path in paths.items() if path.exists()}
 

@@ -223,6 +223,8 @@ CASES = {
     'load_weights': Case(
         committed, [*NETS, *unexpected('record', 'the keys name, runs', 3, None, {}),
                     Row('record', record(), 'no weights', 'the record a')]),
+    'speed_records': Case(
+        lambda folder: {}, unexpected('name', 'one of benchmarks, ', 'speed', None, 3)),
     'compare_means': Case(
         lambda folder: {'groups': {'a': [1] * 5, 'b': [2] * 5}, 'pairs': [('a', 'b')]}, [
             *unexpected('groups', 'a dictionary', 3, None),
