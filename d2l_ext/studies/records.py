@@ -11,7 +11,13 @@ import numpy as np
 import pooch
 
 from ..arguments import (
-    check_choice, check_int, check_keys, check_pair, check_path, check_type, refusal,
+    check_choice,
+    check_int,
+    check_keys,
+    check_pair,
+    check_path,
+    check_type,
+    refusal,
 )
 from ..devices import mx, resolve_precision, try_gpu
 from ..hardware.processor import processor
