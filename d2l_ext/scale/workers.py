@@ -97,6 +97,7 @@ class Workers:
         Inference leaves weights in one of oneDNN's, which the parameter server refuses.
         """
         from mxnet import nd
+        nd.waitall()  # it rearranges them in the background
         for array in (array for param in params for array in param.list_data()):
             copy = nd.array(array.asnumpy(), array.context, array.dtype)
             nd._internal._mul_scalar(copy, scalar=1, out=array)  # this keeps no other layout

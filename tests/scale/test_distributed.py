@@ -36,9 +36,10 @@ def no_job(monkeypatch):
     monkeypatch.setenv('PYTHONUNBUFFERED', '1')
 
 
-def train(folder, num_epochs, kvstore='device', **arguments):
+def train(folder, num_epochs, kvstore='device', as_np=False, **arguments):
     """Train on 201 digits in batches of 40, so that the last batch is one image; keep results."""
     folder = pathlib.Path(folder)
+    (mx.npx.set_np if as_np else mx.npx.reset_np)()
     train_iter, test_iter = load_data_digits(40, ctx=CPU)
     net = nn.HybridSequential()
     net.add(nn.Conv2D(8, 3, activation='relu'), nn.Conv2D(10, 3), nn.GlobalAvgPool2D(),
@@ -51,6 +52,7 @@ def train(folder, num_epochs, kvstore='device', **arguments):
     rank = trainer._kvstore.rank if kvstore != 'device' else 0
     d2l_ext.save_params(net, folder / f'net-{rank}.npz')
     (folder / f'history-{rank}.json').write_text(json.dumps(history))
+    mx.npx.reset_np()
 
 
 def command(folder, num_epochs, **arguments):
@@ -78,10 +80,10 @@ def results(folder, rank):
     return params, [{key: row[key] for key in row if key != 'seconds'} for row in rows]
 
 
-def check_against_one_process(folder, alone, num_epochs):
+def check_against_one_process(folder, alone, num_epochs, **arguments):
     """Both workers have the same parameters and history, those of one process."""
     alone.mkdir()
-    train(alone, num_epochs, seed=3)
+    train(alone, num_epochs, seed=3, **arguments)
     params, rows = results(folder, 0)
     others, same = results(folder, 1)
     expected, expected_rows = results(alone, 0)
@@ -95,14 +97,15 @@ def check_against_one_process(folder, alone, num_epochs):
         assert row['test_acc'] == pytest.approx(other['test_acc'], abs=2 / 360)
 
 
-def test_two_workers_do_what_one_process_does(tmp_path):
+@pytest.mark.parametrize('as_np', [False, True])
+def test_two_workers_do_what_one_process_does(as_np, tmp_path):
     # Seed 3 decides on the order; the workers' own initial parameters would differ.
-    done = launch(command(tmp_path, 2, seed=3))
+    done = launch(command(tmp_path, 2, seed=3, as_np=as_np))
     assert done.returncode == 0, done.stderr
     assert 'RuntimeWarning' not in done.stderr  # as of a module that is imported twice
     assert done.stdout.count('training on cpu(0) by 2 workers') == 1  # rank 0 alone speaks
     assert len(re.findall(r'^epoch \d, loss', done.stdout, re.M)) == 2
-    check_against_one_process(tmp_path, tmp_path / 'alone', 2)
+    check_against_one_process(tmp_path, tmp_path / 'alone', 2, as_np=as_np)
 
 
 def start_without_launcher(words, timeout):
