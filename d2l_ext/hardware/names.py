@@ -3,7 +3,6 @@
 Imports nothing of this package: the import hook runs this file alone.
 """
 import contextlib
-import importlib.util
 import sys
 import types
 import warnings
@@ -37,20 +36,24 @@ def replacements(np):
 
 @contextlib.contextmanager
 def _distutils():
-    """Let MXNet compare versions while it is imported, on Python 3.12 and newer."""
-    if importlib.util.find_spec('distutils'):
-        yield
-        return
+    """Let MXNet compare versions while it is imported.
+
+    Python 3.12 has no distutils any more; before, it may bring all of setuptools with it.
+    """
     from packaging.version import Version
 
     stand_in = types.ModuleType('distutils')
     stand_in.version = types.ModuleType('distutils.version')
     stand_in.version.LooseVersion = stand_in.version.StrictVersion = Version
-    sys.modules.update({'distutils': stand_in, 'distutils.version': stand_in.version})
+    names = {'distutils': stand_in, 'distutils.version': stand_in.version}
+    before = {name: sys.modules[name] for name in names if name in sys.modules}
+    sys.modules.update(names)
     try:
         yield
     finally:
-        del sys.modules['distutils'], sys.modules['distutils.version']
+        for name in names:
+            del sys.modules[name]
+        sys.modules.update(before)
 
 
 @contextlib.contextmanager

@@ -137,9 +137,8 @@ def test_what_an_import_leaves_behind(python):
 import importlib.util, os, sys
 assert importlib.util.find_spec('mxnet').origin.endswith('__init__.py')  # looking is not importing
 assert 'numpy' not in sys.modules
-stdlib = 'distutils' in sys.stdlib_module_names
 import mxnet
-assert stdlib or not [name for name in sys.modules if name.startswith('distutils')]
+assert not [name for name in sys.modules if name.startswith('distutils')]
 assert 'd2l_ext' not in sys.modules and 'OMP_NUM_THREADS' not in os.environ
 ''') == ''
 
