@@ -143,18 +143,27 @@ def _attributes(net):
             for owner in [*_blocks(net), *net.collect_params().values()]]
 
 
+def put_back(attributes, old):
+    """Make a dictionary equal to `old`, never without what another thread may be reading."""
+    attributes.update(old)
+    for key in attributes.keys() - old.keys():
+        del attributes[key]
+
+
 @contextlib.contextmanager
 def attributes_kept(net):
     """Put back attributes, lists in them, and Python's and NumPy's generators, whatever happens."""
     python, numpy = random.getstate(), np.random.get_state()
     # Those of a parameter say whether its initialization is still deferred.
     kept = _attributes(net)
-    kept += [(found, copy.copy(found)) for _, old in kept for value in old.values()
-             for found in _containers(value)]
+    containers = [(found, copy.copy(found)) for _, old in kept for value in old.values()
+                  for found in _containers(value)]
     try:
         yield
     finally:
-        for now, old in kept:
+        for attributes, old in kept:
+            put_back(attributes, old)
+        for now, old in containers:
             now.clear()
             now.extend(old) if isinstance(now, list) else now.update(old)
         random.setstate(python)

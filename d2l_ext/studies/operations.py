@@ -11,6 +11,7 @@ import threading
 
 from ..devices import mx
 from ..graphs.numpy_mode import as_called
+from ..graphs.state import put_back
 
 gluon = mx.gluon
 
@@ -62,8 +63,7 @@ def _restored(objects):
         yield
     finally:
         for attributes, old in kept:
-            attributes.clear()
-            attributes.update(old)
+            put_back(attributes, old)
 
 
 # While a net is traced its blocks have other names and hooks; another thread must not see them.
