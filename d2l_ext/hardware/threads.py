@@ -1,6 +1,4 @@
 """How many threads MXNet computes with. Runs before MXNet is imported, and never imports it."""
-import contextlib
-import math
 import os
 import pathlib
 import sys
@@ -8,7 +6,6 @@ import time
 import warnings
 
 _CPUS = pathlib.Path('/sys/devices/system/cpu')
-_QUOTAS = pathlib.Path('/sys/fs/cgroup')
 _STAT = pathlib.Path('/proc/stat')
 _LOAD = pathlib.Path('/proc/loadavg')
 
@@ -38,23 +35,10 @@ def _alone():
         return False  # not known
 
 
-_start = _others_work()
+_start = _others_work()  # before the imports below, which take a while
 
-
-def _allowed_processors():
-    """Return how many processors' time this process may use, by affinity and container quota."""
-    try:
-        number = len(os.sched_getaffinity(0))
-    except AttributeError:  # not Linux
-        number = os.cpu_count() or 1
-    for names in (('cpu.max',), ('cpu/cpu.cfs_quota_us', 'cpu/cpu.cfs_period_us')):  # new and old
-        # A quota that is absent, 'max' or -1 is none.
-        with contextlib.suppress(OSError, ValueError, ZeroDivisionError):
-            text = ' '.join((_QUOTAS / name).read_text() for name in names)
-            quota, period = map(int, text.split())
-            if quota > 0:
-                return max(1, min(number, math.ceil(quota / period)))
-    return number
+import joblib  # noqa: E402
+import psutil  # noqa: E402
 
 
 def physical_cores(others=0.):
@@ -63,14 +47,12 @@ def physical_cores(others=0.):
     Hyper-threads of one core count once; CPU affinity and container quotas are respected. `others`
     is how many processors' whole time other programs take; two fifths of a core count as one.
     """
-    cores = allowed = _allowed_processors()
+    cores = allowed = joblib.cpu_count()
     try:
         processors = os.sched_getaffinity(0)
         cores = len({(_CPUS / f'cpu{i}/topology/thread_siblings_list').read_text()
                      for i in processors})
     except (AttributeError, OSError):  # not Linux, or a container that hides the topology
-        import psutil  # here, because it is rarely needed when Python starts
-
         cores = min(allowed, psutil.cpu_count(logical=False) or allowed)
     free = cores * (1 - others / len(processors)) if others else cores
     return max(1, min(allowed, int(free + 0.4)))

@@ -66,10 +66,7 @@ def test_the_threads_are_set_before_openmp_is_loaded(machine, monkeypatch):
     code = ('import ctypes, os, mxnet\n'
             'openmp = ctypes.CDLL("libgomp.so.1", mode=os.RTLD_NOLOAD)\n'
             'print(openmp.omp_get_max_threads())')
-    first = ('import pathlib\nread = pathlib.Path.read_text\n'
-             'pathlib.Path.read_text = lambda path, **encoding: (\n'
-             '    "100000 100000" if path.name == "cpu.max" else read(path, **encoding))\n'
-             'import d2l_ext')
+    first = 'import joblib\njoblib.cpu_count = lambda: 1\nimport d2l_ext'
     assert python('-c', code, first=first) == (0, '1\n', '')
 
 

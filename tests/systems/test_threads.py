@@ -4,7 +4,6 @@ import subprocess
 import sys
 import types
 
-import psutil
 import pytest
 from conftest import ROOT
 
@@ -41,35 +40,16 @@ def test_physical_cores(tmp_path, monkeypatch, siblings, affinity, allowed, core
         (tmp_path / f'cpu{i}' / 'topology' / 'thread_siblings_list').write_text(text + '\n')
     monkeypatch.setattr(threads, '_CPUS', tmp_path)
     monkeypatch.setattr(os, 'sched_getaffinity', lambda pid: affinity, raising=False)
-    monkeypatch.setattr(threads, '_allowed_processors', lambda: allowed)
+    monkeypatch.setattr(threads.joblib, 'cpu_count', lambda: allowed)
     assert threads.physical_cores() == cores
-
-
-@pytest.mark.parametrize('quotas, allowed', [
-    ({}, 8), ({'cpu.max': 'max 100000\n'}, 8), ({'cpu.max': '250000 100000\n'}, 3),
-    ({'cpu.max': '50000 100000\n'}, 1), ({'cpu.max': '9900000 100000\n'}, 8),
-    ({'cpu.max': 'strange'}, 8), ({'cpu.max': '5 0'}, 8),
-    ({'cpu/cpu.cfs_quota_us': '200000\n', 'cpu/cpu.cfs_period_us': '100000\n'}, 2),
-    ({'cpu/cpu.cfs_quota_us': '-1\n', 'cpu/cpu.cfs_period_us': '100000\n'}, 8),
-])
-def test_quotas_of_containers(tmp_path, monkeypatch, quotas, allowed):
-    (tmp_path / 'cpu').mkdir()
-    for name, text in quotas.items():
-        (tmp_path / name).write_text(text)
-    monkeypatch.setattr(threads, '_QUOTAS', tmp_path)
-    monkeypatch.setattr(os, 'sched_getaffinity', lambda pid: set(range(8)), raising=False)
-    assert threads._allowed_processors() == allowed
-    monkeypatch.delattr(os, 'sched_getaffinity')
-    monkeypatch.setattr(os, 'cpu_count', lambda: 8)
-    assert threads._allowed_processors() == allowed
 
 
 @pytest.mark.parametrize('allowed, physical, cores', [(8, 4, 4), (2, 4, 2), (8, None, 8)])
 @pytest.mark.parametrize('linux', [True, False])
 def test_physical_cores_without_topology(tmp_path, monkeypatch, linux, allowed, physical, cores):
     monkeypatch.setattr(threads, '_CPUS', tmp_path)
-    monkeypatch.setattr(threads, '_allowed_processors', lambda: allowed)
-    monkeypatch.setattr(psutil, 'cpu_count', lambda logical: physical)
+    monkeypatch.setattr(threads.joblib, 'cpu_count', lambda: allowed)
+    monkeypatch.setattr(threads.psutil, 'cpu_count', lambda logical: physical)
     if linux:
         monkeypatch.setattr(os, 'sched_getaffinity', lambda pid: {0, 1}, raising=False)
     else:
@@ -181,7 +161,7 @@ def beside(tmp_path, monkeypatch):
         monkeypatch.setattr(threads, '_CPUS', tmp_path)
         monkeypatch.setattr(threads, '_STAT', machine.stat)
         monkeypatch.setattr(threads, '_LOAD', machine.load)
-        monkeypatch.setattr(threads, '_allowed_processors', lambda: allowed or len(affinity))
+        monkeypatch.setattr(threads.joblib, 'cpu_count', lambda: allowed or len(affinity))
         monkeypatch.setattr(threads, 'time', types.SimpleNamespace(
             monotonic=lambda: machine.now, sleep=machine.sleep,
             process_time=lambda: own * (machine.now - 1000)))
