@@ -1,6 +1,8 @@
 """Published files: found, checked, downloaded."""
 import os
 
+import pooch
+
 from ..arguments import check_path
 from ..devices import mx
 from ..progress import progress_bar
@@ -12,8 +14,6 @@ DOWNLOAD_TIMEOUT = 15
 
 def has_hash(path, hashes):
     """Return whether the sum of a file is one of `hashes`, each as pooch writes it."""
-    import pooch  # a good tenth of a second with what it imports, needed in few places only
-
     return any(f'{kind}:{pooch.file_hash(path, kind)}' in hashes
                for kind in sorted({known.split(':')[0] for known in hashes}))
 
@@ -85,8 +85,7 @@ def download(name, folder, mirrors, title, advice):
     has the file or it cannot be kept names the data set, `title`, and gives `advice` on what else
     the reader can do, in which ``{folder}`` stands for `folder`.
     """
-    import pooch
-    import requests
+    import requests  # a tenth of a second, needed here only
 
     failures = []
     for mirror, known in mirrors:

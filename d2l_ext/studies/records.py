@@ -8,7 +8,7 @@ import pathlib
 import platform
 
 import numpy as np
-import platformdirs
+import pooch
 
 from ..arguments import (
     check_choice,
@@ -78,7 +78,7 @@ def cache_folder():
 
     Below the user's cache folder, or below the one that D2L_EXT_CACHE names.
     """
-    own = os.environ.get('D2L_EXT_CACHE') or platformdirs.user_cache_dir('d2l_ext')
+    own = os.environ.get('D2L_EXT_CACHE') or pooch.os_cache('d2l_ext')
     return check_path('D2L_EXT_CACHE', own) / 'records'
 
 

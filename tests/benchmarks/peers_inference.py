@@ -5,6 +5,7 @@ no bfloat16 on x86: its session option for it is for ARM, and its convolutions o
 """
 import functools
 import importlib
+import importlib.metadata
 import importlib.util
 
 # Library and precision.

@@ -1,4 +1,4 @@
-"""Time Gluon's model zoo and NiN for ImageNet: python -m tests.benchmarks.zoo.
+"""Time the networks of Gluon's model zoo on images: python -m tests.benchmarks.zoo.
 
 Each network classifies random images on the CPU, in float32, in a process of its own. Its weights
 are random, which cost as much as trained ones; nothing is downloaded. Needs a machine with nothing
@@ -16,9 +16,8 @@ from .turns import fresh, take_turns, write_record
 
 BATCH_SIZE = 32
 SECONDS, BATCHES = 5, 3  # a turn lasts at least so long, and so many batches
-NIN = 'nin'  # of 2013, for ImageNet; not in the zoo
 NAMES = [
-    NIN, 'alexnet', 'densenet121', 'densenet161', 'densenet169', 'densenet201', 'inceptionv3',
+    'alexnet', 'densenet121', 'densenet161', 'densenet169', 'densenet201', 'inceptionv3',
     'mobilenet0.25', 'mobilenet0.5', 'mobilenet0.75', 'mobilenet1.0', 'mobilenetv2_0.25',
     'mobilenetv2_0.5', 'mobilenetv2_0.75', 'mobilenetv2_1.0', 'resnet18_v1', 'resnet34_v1',
     'resnet50_v1', 'resnet101_v1', 'resnet152_v1', 'resnet18_v2', 'resnet34_v2', 'resnet50_v2',
@@ -35,10 +34,8 @@ def measure(name):
     """Return speed and peak memory of this process, which should do nothing else."""
     from d2l_ext.devices import mx
     from d2l_ext.graphs import compiled
-    from d2l_ext.studies.nets import nin_imagenet
 
-    net = nin_imagenet() if name == NIN else mx.gluon.model_zoo.vision.get_model(name)
-    size = image_size(name)
+    net, size = mx.gluon.model_zoo.vision.get_model(name), image_size(name)
     # He's weights keep the numbers in range; very small ones would be slow to compute with.
     net.initialize(mx.init.MSRAPrelu(slope=0), ctx=mx.cpu())
     forward = compiled(net)
