@@ -291,6 +291,7 @@ def make(seed, values=None):
 
 
 def values(net):
+    nd.waitall()  # MXNet still arranges weights when an output is there
     return [None if param._data is None else param.data().asnumpy()
             for param in net.collect_params().values()]
 
