@@ -146,8 +146,8 @@ def test_a_page_with_a_cell_that_needs_d2l_ext_has_the_stand_in_and_all_are_the_
                if IMPORT.search(cell.source)}
     found = {page: stand_ins(page) for page in CELLS if stand_ins(page)}
     assert needing and needing <= found.keys()
-    assert all(len(texts) == 1 for texts in found.values())
-    assert len({text for texts in found.values() for text in texts}) == 1
+    assert all(len(on_page) == 1 for on_page in found.values())
+    assert len({text for on_page in found.values() for text in on_page}) == 1
     assert not [page for page in CELLS if '<!-- stand-in -->' in texts(page)]
 
 

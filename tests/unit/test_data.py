@@ -241,7 +241,8 @@ def test_progress_bar_of_a_download(published, mirrors, monkeypatch):
     bars = []
 
     def bar(total, unit, description):
-        bars.append(tqdm.tqdm(total=total, unit=unit, desc=description, file=io.StringIO()))
+        bars.append(tqdm.tqdm(total=total, unit=unit, desc=description, file=io.StringIO(),
+                              disable=False))
         return bars[-1]
 
     monkeypatch.setattr(downloads, 'progress_bar', bar)
