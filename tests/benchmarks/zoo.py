@@ -1,4 +1,4 @@
-"""Time the networks of Gluon's model zoo on images: python -m tests.benchmarks.zoo.
+"""Time NiN and the networks of Gluon's model zoo on images: python -m tests.benchmarks.zoo.
 
 Each network classifies random images on the CPU, in float32, in a process of its own. Its weights
 are random, which cost as much as trained ones; nothing is downloaded. Needs a machine with nothing
@@ -19,7 +19,7 @@ SECONDS, BATCHES = 5, 3  # a turn lasts at least so long, and so many batches
 NAMES = [
     'alexnet', 'densenet121', 'densenet161', 'densenet169', 'densenet201', 'inceptionv3',
     'mobilenet0.25', 'mobilenet0.5', 'mobilenet0.75', 'mobilenet1.0', 'mobilenetv2_0.25',
-    'mobilenetv2_0.5', 'mobilenetv2_0.75', 'mobilenetv2_1.0', 'resnet18_v1', 'resnet34_v1',
+    'mobilenetv2_0.5', 'mobilenetv2_0.75', 'mobilenetv2_1.0', 'nin', 'resnet18_v1', 'resnet34_v1',
     'resnet50_v1', 'resnet101_v1', 'resnet152_v1', 'resnet18_v2', 'resnet34_v2', 'resnet50_v2',
     'resnet101_v2', 'resnet152_v2', 'squeezenet1.0', 'squeezenet1.1', 'vgg11', 'vgg13', 'vgg16',
     'vgg19', 'vgg11_bn', 'vgg13_bn', 'vgg16_bn', 'vgg19_bn']
@@ -34,8 +34,10 @@ def measure(name):
     """Return speed and peak memory of this process, which should do nothing else."""
     from d2l_ext.devices import mx
     from d2l_ext.graphs import compiled
+    from d2l_ext.studies.nets import nin_imagenet
 
-    net, size = mx.gluon.model_zoo.vision.get_model(name), image_size(name)
+    net = nin_imagenet() if name == 'nin' else mx.gluon.model_zoo.vision.get_model(name)
+    size = image_size(name)
     # He's weights keep the numbers in range; very small ones would be slow to compute with.
     net.initialize(mx.init.MSRAPrelu(slope=0), ctx=mx.cpu())
     forward = compiled(net)
