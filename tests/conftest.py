@@ -22,8 +22,10 @@ except ImportError:  # on Python 3.10
     import tomli as tomllib
 
 from d2l_ext.hardware import threads  # before any test imports mxnet, as readers should
+from d2l_ext.hardware.processor import has_bfloat16
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
+CELL_SECONDS = 60 if has_bfloat16() else 300  # no cell of a page takes longer
 PYPROJECT = tomllib.loads((ROOT / 'pyproject.toml').read_text(encoding='utf-8'))
 
 # Numbers that are compared to the last digit need the same threads, however busy the machine is.

@@ -10,7 +10,7 @@ import site
 
 import nbformat
 import pytest
-from conftest import ROOT
+from conftest import CELL_SECONDS, ROOT
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 from nbval.plugin import find_metadata_tags
@@ -180,8 +180,8 @@ def run(path, folder, times=1, ending='', **environment):
     runs = [[copy.deepcopy(cell) for cell in notebook.cells] for _ in range(times)]
     notebook.cells = [*sum(runs, []), nbformat.v4.new_code_cell(ending)]
     NotebookClient(
-        notebook, timeout=600, kernel_name='python3', resources={'metadata': {'path': str(folder)}},
-    ).execute(
+        notebook, timeout=CELL_SECONDS, kernel_name='python3',
+        resources={'metadata': {'path': str(folder)}}).execute(
         env={**os.environ, 'HOME': str(home), 'PYTHONUSERBASE': site.getuserbase(), **environment},
         preexec_fn=obey_permissions if os.geteuid() == 0 else None)
     assert not list(folder.iterdir()), 'a notebook leaves nothing in the working directory'

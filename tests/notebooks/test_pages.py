@@ -7,14 +7,13 @@ import re
 import nbformat
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import CELL_SECONDS, ROOT
 from mxnet import cpu, gluon, init, nd, random
 from mxnet.gluon import nn
 from nbclient import NotebookClient
 
 import d2l_ext
 from d2l_ext.batches import Batches
-from d2l_ext.hardware.processor import has_bfloat16
 from d2l_ext.storage import fashion_mnist
 
 CHAPTERS = ROOT / 'chapters'
@@ -104,15 +103,12 @@ def test_a_cell_to_copy_is_short_and_ordinary_gluon(page, source):
 
 
 def run_alone(source, folder, monkeypatch):
-    """Run a cell in an empty folder, as a reader pastes it into a new notebook.
-
-    In a minute, where the processor has bfloat16.
-    """
+    """Run a cell in an empty folder, as a reader pastes it into a new notebook."""
     places = [str(ROOT), os.environ.get('PYTHONPATH')]
     monkeypatch.setenv('PYTHONPATH', os.pathsep.join(filter(None, places)))
     folder.mkdir()
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source)])
-    NotebookClient(notebook, timeout=60 if has_bfloat16() else 300, kernel_name='python3',
+    NotebookClient(notebook, timeout=CELL_SECONDS, kernel_name='python3',
                    resources={'metadata': {'path': str(folder)}}).execute()
     outputs = notebook.cells[0].outputs
     assert outputs, 'it shows its result'
