@@ -47,7 +47,9 @@ d2l.train_ch5(net, train_iter, test_iter, batch_size, trainer, ctx, num_epochs)
 
 
 def test_section_code_runs():
-    code = BOOK_CODE.replace('LOADER', 'load_data_digits')
+    code = BOOK_CODE.replace('LOADER', 'load_data_digits').replace(  # one start in ten is dead
+        'lr, num_epochs',
+        'import mxnet, numpy; mxnet.random.seed(0); numpy.random.seed(0)\nlr, num_epochs')
     result = subprocess.run([sys.executable, '-W', 'default', '-c', code], capture_output=True,
                             text=True, check=False)
     assert result.returncode == 0, result.stderr
@@ -55,7 +57,7 @@ def test_section_code_runs():
     assert lines[0].endswith('output shape:\t (1, 96, 54, 54)')
     assert lines[9].endswith('output shape:\t (1, 10)')
     assert lines[10] == 'training on cpu(0)' or lines[10] == 'training on gpu(0)'
-    assert lines[-1].startswith('epoch 1, loss 2.')  # a start may be dead, which is said before
+    assert lines[11].startswith('epoch 1, loss 2.')
     assert result.stderr == ''
 
 
