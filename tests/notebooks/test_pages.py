@@ -1,5 +1,6 @@
 """The plan of a page: length, last line, the cell to copy and what stands in for d2l_ext."""
 import ast
+import json
 import os
 import pathlib
 import re
@@ -67,6 +68,17 @@ def test_tags_are_known_and_few_outputs_are_ignored(page):
 def test_links_lead_to_files(page):
     links = {link for text in texts(page) for link in LINKED.findall(text)}
     assert not [link for link in links if not (CHAPTERS / link).exists()]
+
+
+def test_a_record_names_the_page_that_makes_it():
+    for path in (CHAPTERS / 'results').glob('*.json'):
+        command = json.loads(path.read_text())['command']
+        source = re.search(r'chapters/(\w+)\.ipynb$', command)
+        if source:
+            code = [cell.source for cell in CELLS[source[1]] if cell.cell_type == 'code']
+            assert f"'{path.stem}'" in '\n'.join(code)
+        else:
+            assert command == 'python -m tests.benchmarks.zoo'
 
 
 @each_page
