@@ -56,13 +56,15 @@ def training_table():
 
 
 def inference_table():
-    """Images/s of batches, milliseconds of one image, accuracy."""
+    """Images/s of batches, milliseconds of one image, accuracy compared with float32."""
     records, rows = speed_records(inference.NAME), {}
     for kind, record in records.items():
+        exact = record['rows']['float32']['accuracy']
         put(rows, kind, {'': measured(record)} | {
             f'`{name}`': ', '.join([f"{row['images_per_second']:.0f}",
                                     f"{row['latency_ms']:.1f} ms",
-                                    *([f"{row['accuracy']:.4f}"] if 'accuracy' in row else [])])
+                                    *([f"{100 * (row['accuracy'] - exact):+.1f}"]
+                                      if 'accuracy' in row else [])])
             for name, row in record['rows'].items()})
         if record.get('peers'):
             put(rows, kind, {'versions of these': ', '.join(
