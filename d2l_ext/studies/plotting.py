@@ -1,8 +1,8 @@
-"""Figures: images, confusion matrices, speeds."""
+"""Figures: images and confusion matrices."""
 import numpy as np
 from matplotlib import pyplot as plt
 
-from ..arguments import check_int, check_keys, check_number, check_type, refusal
+from ..arguments import check_int, check_number, check_type, refusal
 
 # Okabe and Ito's colours, told apart with any kind of colour vision.
 COLORS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#000000')
@@ -176,48 +176,4 @@ def plot_confusion(matrix, classes, figsize=(6, 5)):
     axes.set(xlabel='predicted class', ylabel='true class')
     axes.set_xticks(range(len(classes)), classes, rotation=45, ha='right')
     axes.set_yticks(range(len(classes)), classes)
-    return axes
-
-
-def plot_speed(record, axes=None, limit=None):
-    """Draw the images/s of each training loop in a record of ``python -m tests.benchmarks``.
-
-    Parameters
-    ----------
-    record : dict
-        With the medians under `rows`.
-    axes : matplotlib.axes.Axes, optional
-        Where to draw; by default in a new figure.
-    limit : float, optional
-        Images/s at the pace of the processor's matrix products; drawn as a line.
-
-    Returns
-    -------
-    matplotlib.axes.Axes
-
-    Raises
-    ------
-    ValueError
-        If `record` lacks a key, `axes` is no Axes, or `limit` is not above 0.
-    """
-    check_keys('record', record, ('rows', 'resize', 'batch_size'))
-    for row in record['rows'].values():
-        check_keys("each of record['rows']", row, ('images_per_second', 'ratio', 'turns'))
-    if axes is None:
-        _, axes = plt.subplots(figsize=(7, 2.4), layout='constrained')
-    check_axes(axes)
-    names = list(record['rows'])[::-1]
-    speeds = [record['rows'][name]['images_per_second'] for name in names]
-    bars = axes.barh([f"{name}, {record['rows'][name]['turns'][0]['threads']} thread(s)"
-                      for name in names], speeds, color=COLORS[0])
-    axes.bar_label(bars, [f"{speed:.0f} ({record['rows'][name]['ratio']:.1f}x)"
-                          for name, speed in zip(names, speeds)], padding=3, fontsize='small',
-                   bbox={'facecolor': 'white', 'edgecolor': 'none', 'pad': 1})
-    axes.set(xlabel='training images/s',
-             title=f"{record['resize']}x{record['resize']}, batch size {record['batch_size']}",
-             xlim=(0, 1.5 * max(speeds)))
-    if limit is not None:
-        axes.axvline(check_number('limit', limit, 0), color=COLORS[1], linestyle='--', zorder=0,
-                     label='pace of matrix products')
-        axes.legend(loc='upper right', fontsize='small')
     return axes

@@ -9,6 +9,7 @@ import types
 
 import numpy as np
 import pytest
+from matplotlib import pyplot as plt
 
 import d2l_ext
 from benchmarks import __main__ as command
@@ -19,6 +20,7 @@ from benchmarks import (
     memory,
     peers,
     peers_inference,
+    picture,
     pytorch,
     scaling,
     startup,
@@ -351,7 +353,8 @@ def test_all_parts_write_their_records(made_up, tmp_path, monkeypatch, capsys, w
     assert ('PyTorch' in speed['rows']) is with_pytorch
     assert training.BATCH_NORM in speed['other_nets'] and training.BATCH_NORM not in speed['rows']
     assert speed['comparisons']['with batch normalization against without']['ratio'] == 1
-    axes = d2l_ext.plot_speed(speed)
+    axes = plt.figure().subplots()
+    picture.draw_speed(speed, axes, limit=100)
     assert len(axes.patches) == len(speed['rows'])
 
     limit = records[limits.NAME]

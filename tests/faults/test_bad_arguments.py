@@ -189,12 +189,6 @@ CASES = {
     'plot_confusion': Case(
         lambda folder: {'matrix': [[1, 0], [0, 1]], 'classes': 'ab'},
         [*CONFUSIONS, *SIZES]),
-    'plot_speed': Case(
-        lambda folder: {'record': {'resize': 8, 'batch_size': 2, 'rows': {
-            'a': {'images_per_second': 1., 'ratio': 1., 'turns': [{'threads': 1}]}}}},
-        [*unexpected('record', 'the keys rows, resize, batch_size', 3, None, {}), *AXES,
-         Row('record', {'resize': 8, 'batch_size': 2, 'rows': {'a': {}}}, 'images_per_second',
-             '{}'), *(row for row in number('limit', 'above 0', 0) if row.value is not None)]),
     # --- records ---
     'checkpoint_path': Case(
         lambda folder: {'name': 'a', 'config': {}, 'seed': 0},

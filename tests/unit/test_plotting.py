@@ -67,15 +67,3 @@ def test_every_figure_can_be_drawn():
     assert len(plt.get_fignums()) == 2
     for number in plt.get_fignums():
         plt.figure(number).canvas.draw()
-
-
-def test_speed_and_its_limit():
-    rows = {name: {'images_per_second': speed, 'ratio': speed / 10, 'turns': [{'threads': 2}]}
-            for name, speed in (('slow', 10.), ('fast', 40.))}
-    record = {'resize': 224, 'batch_size': 128, 'rows': rows}
-    axes = d2l_ext.plot_speed(record)
-    assert [bar.get_width() for bar in axes.patches] == [40, 10]  # the first row is at the top
-    assert [text.get_text() for text in axes.texts] == ['40 (4.0x)', '10 (1.0x)']
-    assert not axes.lines and axes.get_legend() is None
-    line, = d2l_ext.plot_speed(record, limit=50).lines
-    assert list(line.get_xdata()) == [50, 50]
