@@ -8,24 +8,23 @@ from matplotlib import pyplot as plt
 from d2l_ext import load_record, results_folder
 from d2l_ext.__main__ import BOOK
 from d2l_ext.studies.plotting import COLORS
-from d2l_ext.studies.records import speed_records
+from d2l_ext.studies.records import SPEED_KINDS, speed_records
 
-from . import limits, scaling
+from . import scaling
 
 
-def draw_speed(record, axes, limit):
-    """Draw the images/s of each training loop, and of the processor's matrix products."""
+def draw_speed(record, axes, processor):
+    """Draw the images/s of each training loop."""
     names = list(record['rows'])[::-1]
     speeds = [record['rows'][name]['images_per_second'] for name in names]
-    bars = axes.barh([f"{name}, {record['rows'][name]['turns'][0]['threads']} thread(s)"
-                      for name in names], speeds, color=COLORS[0])
+    threads = [record['rows'][name]['turns'][0]['threads'] for name in names]
+    bars = axes.barh([f"{name}, {number} thread{'s' * (number > 1)}"
+                      for name, number in zip(names, threads)], speeds, color=COLORS[0])
     axes.bar_label(bars, [f"{speed:.0f} ({record['rows'][name]['ratio']:.1f}x)"
                           for name, speed in zip(names, speeds)], padding=3, fontsize='small',
                    bbox={'facecolor': 'white', 'edgecolor': 'none', 'pad': 1})
     axes.set(xlabel='training images/s', xlim=(0, 1.5 * max(speeds)),
-             title=f"{record['resize']}x{record['resize']}, batch size {record['batch_size']}")
-    axes.axvline(limit, color=COLORS[1], linestyle='--', zorder=0, label='pace of matrix products')
-    axes.legend(loc='upper right', fontsize='small')
+             title=f"{record['resize']}x{record['resize']}, {processor}")
 
 
 def main():
@@ -41,8 +40,7 @@ def main():
              xticks=range(1, 6))
     left.grid(alpha=0.3)
     left.legend(loc='lower right', fontsize='small')
-    limit = speed_records(limits.NAME)[kind]
-    draw_speed(speed, right, limit['limit_images_per_second'][limit['precision']])
+    draw_speed(speed, right, SPEED_KINDS[kind])
     figure.savefig(results_folder() / '07_03_nin.png', dpi=200)
     for kind, record in speed_records(scaling.NAME).items():
         scaling.draw(record).savefig(
