@@ -1,7 +1,7 @@
 """Companion to section 7.3, Network in Network, of Dive into Deep Learning, in MXNet Gluon.
 
-``import d2l_ext as d2l`` runs the section's 2019 code as it stands. Names that are not listed here
-are looked up in ``d2l.mxnet``, which is imported only then.
+``import d2l_ext as d2l`` runs the section's code of 2019 as it stands. Names that are not listed
+here are looked up in ``d2l.mxnet``, which is imported only then.
 """
 import importlib
 import importlib.util
@@ -25,8 +25,8 @@ serve_if_asked()  # in the role of a server MXNet would become one when imported
 
 __version__ = '0.1.0'
 
-# Each name is imported when it is first used, so that importing d2l_ext itself takes no time and
-# works where MXNet does not.
+# Each name is imported when it is first used, so that importing d2l_ext itself takes little time
+# and works where MXNet does not.
 _MODULES = {
     'batches': ('Batches',),
     'data': ('FASHION_MNIST_CLASSES', 'get_fashion_mnist_labels', 'load_data', 'load_data_digits',

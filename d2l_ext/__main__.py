@@ -45,7 +45,7 @@ REDUCED = {'images': 4000, 'resize': 67, 'batch_size': 16, 'optimizer': 'adam', 
 
 def parse_args(argv):
     parser = argparse.ArgumentParser(
-        prog='python -m d2l_ext',
+        prog='python -m d2l_ext', allow_abbrev=False,
         description="Train the Network in Network of section 7.3 and print the book's table. On "
                     'a CPU a reduced setting runs, which takes about two minutes; --full is the '
                     "book's own.",

@@ -92,7 +92,7 @@ class Batches:
         self.ctx = try_gpu() if ctx is None else check_ctx(ctx)
         self.name, self.classes = name, tuple(classes)
         self.flip = check_flag('flip', flip)
-        channels = images.shape[1] if images.ndim == 4 else 1
+        channels = self.image_shape[0]
         if normalize is not None and np.shape(normalize) != (2, channels):
             raise refusal('normalize', normalize,
                           f'mean and standard deviation, each of shape ({channels},)')

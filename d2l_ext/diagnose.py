@@ -1,6 +1,6 @@
 """What ``python -m d2l_ext --diagnose`` prints: the whole installation, and what to do about it.
 
-Importing this module imports neither MXNet nor NumPy, so that it runs where those fail.
+Importing this module imports no MXNet and needs no NumPy, so that it runs where those fail.
 """
 import contextlib
 import importlib.metadata

@@ -1,7 +1,14 @@
 """What a net makes of images."""
 import numpy as np
 
-from .checks.batches import batch_sums, check_batches, check_logits, check_sums, checked_batches
+from .checks.batches import (
+    batch_sums,
+    check_batches,
+    check_logits,
+    check_sums,
+    checked_batches,
+    no_batch,
+)
 from .checks.finite import check_finite
 from .checks.nets import check_initialized
 from .devices import check_devices, mx
@@ -63,7 +70,7 @@ def classify(net, forward, name, data_iter, devices):
         previous.wait_to_read()  # one batch computes while the next is prepared
         true.append(y)
     if not predicted:
-        raise ValueError(f'there are no images to predict: {name} must yield a batch, not none')
+        raise no_batch(name)
     check_sums(*sums.asnumpy()[1:], logits.shape[1])
     return tuple(np.concatenate([array.asnumpy() for array in arrays]).astype(int)
                  for arrays in (predicted, true))
@@ -75,7 +82,7 @@ def evaluate_accuracy(net, data_iter, ctx, precision='auto'):
     Parameters
     ----------
     net, data_iter, ctx, precision
-        As for :func:`predict`.
+        As for :func:`predict`. The book of 2019 has `data_iter` before `net`; either order will do.
 
     Returns
     -------
@@ -87,5 +94,7 @@ def evaluate_accuracy(net, data_iter, ctx, precision='auto'):
     ValueError, FloatingPointError
         As :func:`predict` does.
     """
+    if isinstance(data_iter, mx.gluon.Block):
+        net, data_iter = data_iter, net
     predicted, true = predict(net, data_iter, ctx, precision)
     return float((predicted == true).mean())

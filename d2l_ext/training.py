@@ -1,4 +1,8 @@
-"""The training loop of section 7.3."""
+"""The training loop of section 7.3.
+
+`train_ch5` goes through epochs, `Run.epoch` through batches, and `Run.step` trains on one: forward,
+loss, backward, update. At a first reading skip what checks, watches, or asks the team.
+"""
 import collections.abc
 import time
 
@@ -43,14 +47,14 @@ class Run:
         self.forward, self.precision, self.why = choose(net, self.devices[0], precision,
                                                         list(batches.values()))
         set_loss_scaling(trainer, self.precision == 'float16')
-        self.loss, self.start = gluon.loss.SoftmaxCrossEntropyLoss(), numbers_of(net)
+        self.loss, self.numbers = gluon.loss.SoftmaxCrossEntropyLoss(), numbers_of(net)
 
     def step(self, X, y):
         """Train on a batch; return ``(X, y, logits, l)`` of each device, `l` the loss an image."""
         total, mine = self.team.counts(X)
-        outputs = []
+        parts, outputs = split(self.devices, X, y) if mine else [], []
         with autograd.record():
-            for X_, y_ in split(self.devices, X, y) if mine else ():
+            for X_, y_ in parts:
                 logits = self.forward(X_)
                 check_logits(logits)
                 outputs.append((X_, y_, logits, self.loss(logits, y_)))
@@ -160,12 +164,12 @@ def train_ch5(net, train_iter, test_iter, batch_size, trainer, ctx, num_epochs, 
         raise ValueError('resume=True needs checkpoint=, the file to go on from, not None')
     check_type('report', report, collections.abc.Callable, 'a function of a row, such as print')
     if hasattr(test_iter, '__len__') and not len(test_iter):
-        raise ValueError('test_iter has no batch; it must have at least one')
+        raise no_batch('test_iter')
     run = Run(net, trainer, ctx, precision, train_iter=train_iter, test_iter=test_iter)
     run.team = team = team_of(trainer)
     team.check_alike(train_iter, batch_size=batch_size, num_epochs=num_epochs)
     say = print if team.rank == 0 else lambda *_, **__: None
-    say('training on', ctx, *[f'by {team.number} workers'] * (team.number > 1))
+    say(f'training on {ctx}' + (f' by {team.number} workers' if team.number > 1 else ''))
     for note in filter(None, (threads_note(), run.why)):
         say(wrapped(note))
     settings = {'batch_size': batch_size, 'precision': run.precision}
@@ -178,7 +182,7 @@ def train_ch5(net, train_iter, test_iter, batch_size, trainer, ctx, num_epochs, 
         for epoch in range(len(history) + 1, num_epochs + 1):
             start = time.time()
             seed_epoch(seed, epoch, team.rank)
-            watch.start(epoch)
+            watch.begin(epoch)
             with progress_bar(total, ' images', f'epoch {epoch} of {num_epochs}') as bar:
                 bar.disable = bar.disable or team.rank > 0
                 loss, train_acc = run.epoch(train_iter, batch_size, watch, bar)

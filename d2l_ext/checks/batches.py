@@ -18,7 +18,7 @@ def check_batches(name, batches):
 
 def no_batch(name):
     """Return the ValueError for batches that hold none."""
-    return ValueError(f'{name} yields no batch. Is it a generator that has been used up? Pass '
+    return ValueError(f'{name} yields no batch. If it is a generator that has been used up, pass '
                       'something that can be iterated again, such as a list')
 
 
@@ -35,8 +35,9 @@ def checked_batches(net, ctx, name, batches):
         if y.ndim != 1 or X.shape[0] != y.shape[0]:
             raise ValueError(f'X of shape {X.shape} needs labels y of shape ({X.shape[0]},), '
                              f'not {y.shape}')
-        if X.dtype != np.float32:
-            raise ValueError(f'images must be float32, not {np.dtype(X.dtype).name}: convert '
+        given = np.dtype(batch[0].dtype if isinstance(batch[0], np.ndarray) else X.dtype)
+        if given.kind != 'f' or X.dtype != np.float32:  # of NumPy's, float64 is converted
+            raise ValueError(f'images must be float32, not {given.name}: convert '
                              "them, such as with X.astype('float32') / 255")
         if X.shape[1:] != shape:
             check_input(net, X.shape)

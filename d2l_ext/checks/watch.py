@@ -21,7 +21,7 @@ class Watch:
         self.zero_run = nd.zeros(1, ctx=ctx)  # batches since a logit was other than 0
         self.explained, self.num_classes = False, None  # a worker may never get an image
 
-    def start(self, epoch):
+    def begin(self, epoch):
         """Begin an epoch."""
         self.epoch, self.batches = epoch, 0
         self.loss = nd.zeros(1, ctx=self.ctx, dtype='float64')

@@ -34,4 +34,4 @@ def keep(run, checkpoint, history, settings):
         os.replace(checkpoint, previous)
         print(f'the checkpoint of an earlier run is now {previous}')
     save_checkpoint(checkpoint, run.net, run.trainer, run.devices, history, settings,
-                    run.start)
+                    run.numbers)

@@ -9,7 +9,7 @@ import nbformat
 import numpy as np
 import pytest
 from conftest import CELL_SECONDS, ROOT
-from mxnet import cpu, gluon, init, nd, random
+from mxnet import cpu, gluon, init, nd, random, sym
 from mxnet.gluon import nn
 from nbclient import NotebookClient
 
@@ -145,6 +145,35 @@ def test_a_cell_to_copy_runs_alone_without_data_and_network(page, source, isolat
     for name in ('http_proxy', 'https_proxy', 'HTTP_PROXY', 'HTTPS_PROXY'):
         monkeypatch.setenv(name, 'http://127.0.0.1:9')
     run_alone(source, isolated / 'empty', monkeypatch)
+
+
+def test_exercise_1_keeps_the_books_network_with_the_settings_that_the_search_found(isolated):
+    page = '07_03_exercise_1_hyperparameters'
+    imports, _, rest = tagged(page, 'copy-this')[0].source.split('\n\n')
+    build = re.search(r'^net = .*(?=^trainer = )', rest, re.S | re.M)[0]
+    text, = (text for text in texts(page) if text.startswith('## Copy this'))
+    conv, settings = re.search(r'```python\n(.+)```', text, re.S)[1].split('\n\n')
+    data, trainer = re.split(r'^(?=trainer = )', settings, flags=re.M)
+    names = {}
+    build = build.replace('nn.Conv2D(10, kernel_size=1)', '*conv(10, 1)')
+    exec('\n'.join([imports, conv, data, build, trainer]), names)
+
+    def layers(net):
+        nodes = json.loads(net(sym.var('X')).tojson())['nodes']
+        return [(node['op'], node.get('attrs')) for node in nodes if node['op'] != 'null']
+
+    assert layers(names['net']) == layers(d2l_ext.nin())
+    record = d2l_ext.load_record(d2l_ext.results_folder() / 'further_tuning_section.json')
+    config = record['config']
+    found, optimizer = config['settings'], names['trainer'].optimizer
+    assert names['batch_size'] == found['batch_size']
+    assert names['num_epochs'] == config['num_epochs']
+    assert names['lr'] == pytest.approx(found['lr'], rel=0.01)
+    assert optimizer.momentum == found['momentum']
+    assert optimizer.wd == pytest.approx(found['wd'], rel=0.05)
+    schedule = optimizer.lr_scheduler
+    assert schedule.base_lr == names['lr']
+    assert schedule.warmup_steps == pytest.approx(found['warmup'] * schedule.max_update, abs=1)
 
 
 # What stands in for d2l_ext

@@ -59,6 +59,20 @@ def test_every_module_is_on_the_map_of_the_package():
     assert listed == sorted(modules - shelves)
 
 
+def test_the_example_of_the_package_trains_and_predicts(isolated, monkeypatch):
+    monkeypatch.chdir(isolated)
+    code = re.search(r'```python\n(.+?)```', text_of(PACKAGE / 'README.md'), re.S)[1]
+    few = 'train_iter, test_iter = train_iter.take(64), test_iter.take(20)\n'
+    for old, new in (('= 128, 5,', '= 16, 1,'), ('net = d2l.nin()', f'{few}net = d2l.nin()')):
+        assert old in code
+        code = code.replace(old, new)
+    names = {}
+    exec(code, names)
+    assert [row['epoch'] for row in names['history']] == [1]
+    assert (names['predicted'] == names['true']).mean() == names['history'][0]['test_acc']
+    assert (isolated / 'nin.npz').is_file()
+
+
 def span(values):
     """Return the mean of the values and, if there are several, the lowest and the highest."""
     mean = f'{sum(values) / len(values):.3f}'

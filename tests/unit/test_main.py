@@ -109,13 +109,13 @@ def test_a_missing_gpu_ends_with_one_line(monkeypatch, capsys):
 
 
 @pytest.mark.parametrize('arguments', [['--lr', '0'], ['--lr', 'nan'], ['--images', '0'],
-                                       ['--init', 'zero'],
+                                       ['--init', 'zero'], ['--diag'],
                                        ['--dataset', 'mnist'], ['--epochs', 'x']])
 def test_wrong_options_show_the_usage(arguments, capsys):
     with pytest.raises(SystemExit) as exit_:
         command_line.main(arguments)
     assert exit_.value.code == 2
-    assert re.search(f'error: (argument )?{arguments[0]}', capsys.readouterr().err)
+    assert re.search(f'error: .*{arguments[0]}', capsys.readouterr().err)
 
 
 def test_falls_back_to_the_digits_and_says_so(capsys, monkeypatch):

@@ -368,7 +368,8 @@ def test_wrong_batches(change, message):
 
 
 @pytest.mark.parametrize('batches, message', [
-    ([], 'test_iter has no batch'), (iter(()), 'yields no batch')], ids=['list', 'iterator'])
+    ([], 'test_iter yields no batch'), (iter(()), 'train_iter yields no batch')],
+    ids=['list', 'iterator'])
 def test_no_batches(batches, message):
     with pytest.raises(ValueError, match=message):
         train(batches=batches)
@@ -383,7 +384,7 @@ def test_a_worker_goes_on_without_an_image_of_its_own():
     run.team = Workers(types.SimpleNamespace(rank=1, num_workers=2))
     run.team.sum = np.asarray
     watch = watching.Watch(net, CPU, print)
-    watch.start(1)
+    watch.begin(1)
     images = make_batches(3, batch_size=1)  # the first worker has them all
     with progress.progress_bar(3, ' images', 'epoch 1') as bar:
         assert run.epoch(images, 1, watch, bar) == [0, 0]
@@ -392,6 +393,7 @@ def test_a_worker_goes_on_without_an_image_of_its_own():
 
 @pytest.mark.parametrize('change, error, message', [
     (lambda X, y: (X.astype('uint8'), y), ValueError, 'must be float32'),
+    (lambda X, y: (X.asnumpy().astype('uint8'), y), ValueError, 'must be float32, not uint8'),
     (lambda X, y: (X[:, 0], y), ValueError, 'cannot take the shape'),
     (lambda X, y: (X, y + 90), ValueError, 'outside 0 to 9'),
     (lambda X, y: (X * math.nan, y), FloatingPointError, 'images hold NaN'),
@@ -401,8 +403,11 @@ def test_predict_checks_its_batches_too(change, error, message):
     net.initialize()
     with pytest.raises(error, match=message):
         d2l_ext.predict(net, [change(X, y) for X, y in make_batches()], CPU, 'float32')
-    with pytest.raises(ValueError, match='no images'):
+    with pytest.raises(ValueError, match='data_iter yields no batch'):
         d2l_ext.evaluate_accuracy(net, [], CPU)
+    batches = make_batches()
+    assert (d2l_ext.evaluate_accuracy(batches, net, CPU)  # the order of 2019
+            == d2l_ext.evaluate_accuracy(net, batches, CPU))
 
 
 def test_bfloat16_needs_a_graph(monkeypatch):
