@@ -85,17 +85,19 @@ COUNTS = {1: 'one', 2: 'two', 3: 'three', 5: 'five'}
 def result(name):
     """Return a record and what a row says of it: epochs, seeds and the test accuracy."""
     record = load_record(results_folder() / f'{name}.json')
-    runs = record['runs']
+    runs, config = record['runs'], record['config']
+    num_epochs = {**config.get('settings', {}), **config}.get('num_epochs')
     seeds = f"{COUNTS[len(runs)]} {'seed' if len(runs) == 1 else 'seeds'}"
-    return (record, f"{COUNTS.get(record['config']['num_epochs'])} epochs", seeds,
+    return (record, f'{COUNTS.get(num_epochs)} epochs', seeds,
             span([run['history'][-1]['test_acc'] for run in runs]))
 
 
 def result_rows():
     _, epochs, seeds, accuracy = result('07_03_nin_book')
     yield f"| the book's recipe, {epochs}, {seeds} | {accuracy} | {BOOK[-1][2]} in the book"
-    _, epochs, seeds, accuracy = result('further_tuning_corners')
-    yield f', {epochs}, {seeds} | {accuracy} |'
+    for name in ('07_03_exercise_1_hyperparameters_full', 'further_tuning_corners'):
+        _, epochs, seeds, accuracy = result(name)
+        yield f', {epochs}, {seeds} | {accuracy} |'
     record, _, seeds, accuracy = result('further_best_network_best')
     assert all(3000 < run['seconds'] < 4200 for run in record['runs'])
     yield f', an hour, {seeds} | {accuracy} |'
