@@ -151,7 +151,7 @@ def test_exercise_1_keeps_the_books_network_with_the_settings_that_the_search_fo
     page = '07_03_exercise_1_hyperparameters'
     imports, _, rest = tagged(page, 'copy-this')[0].source.split('\n\n')
     build = re.search(r'^net = .*(?=^trainer = )', rest, re.S | re.M)[0]
-    text, = (text for text in texts(page) if text.startswith('## Copy this'))
+    text, = (text for text in texts(page) if '```python\ndef conv' in text)
     conv, settings = re.search(r'```python\n(.+)```', text, re.S)[1].split('\n\n')
     data, trainer = re.split(r'^(?=trainer = )', settings, flags=re.M)
     names = {}
