@@ -18,8 +18,8 @@ def check_batches(name, batches):
 
 def no_batch(name):
     """Return the ValueError for batches that hold none."""
-    return ValueError(f'{name} yields no batch. If it is a generator that has been used up, pass '
-                      'something that can be iterated again, such as a list')
+    return ValueError(f'{name} yields no batch; it must yield at least one. If it is a generator '
+                      'that has been used up, pass what can be iterated again, such as a list')
 
 
 def checked_batches(net, ctx, name, batches):

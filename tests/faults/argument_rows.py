@@ -232,4 +232,4 @@ NAME = 'a string that can be the name of a file'
 PREDICTION = Case(
     lambda folder: {'net': dense(), 'data_iter': batches(), 'ctx': CPU, 'precision': 'float32'},
     [*PLACES, BARE, *LISTS, *data_rows('data_iter'), *PRECISIONS,
-     Row('data_iter', [], 'must yield a batch', 'none')])
+     Row('data_iter', [], 'at least one', 'no batch')])

@@ -216,7 +216,7 @@ def test_a_generator_that_is_used_up():
     net = make_net()
     trainer = make_trainer(net)
     before = everything(net, trainer)
-    with pytest.raises(ValueError, match='train_iter yields no batch. If it is a generator'):
+    with pytest.raises(ValueError, match='train_iter yields no batch; it must'):
         sweep(net, trainer, ((X, y) for X, y in make_batches()))
     assert everything(net, trainer) == before
 
