@@ -200,7 +200,10 @@ def test_times_belong_to_the_layers_in_their_order():
     assert forward == [3, 6, 9, 12] and backward == [21, 18, 15, 0]  # medians
     mean = 104 / 3
     assert others == pytest.approx({'casts': mean, 'loss and the rest': mean / 4,
-                                    'optimizer': 8 * mean})
+                                    'optimizer': 8 * mean, limits.REARRANGING: 0})
+    cut = [('Convolution', .25), *step(1)]
+    assert limits.attribute(cut * 3, OPS, 3)[0] == [1, 2, 3, 4]
+    assert limits.attribute(cut * 3, OPS, 3)[2][limits.REARRANGING] == .25
     with pytest.raises(ValueError, match='2 times'):
         limits.attribute(step(1)[:-2], OPS, 2)
 
@@ -225,9 +228,10 @@ def test_a_layer_is_bound_by_the_slower_of_products_and_memory():
                                               'backward': pytest.approx(1.25e-9)}
 
 
-def test_the_profiler_sees_each_layer():
-    events = turns.fresh(limits.profile, batch_size=2, resize=67, precision='float32')['events']
-    ops = [op['op'] for op in limits.operations(d2l_ext.nin(), (1, 67, 67), 2, 'float32')]
+@pytest.mark.parametrize('resize', [67, 68])  # which is cut into blocks of 4 pixels
+def test_the_profiler_sees_each_layer(resize):
+    events = turns.fresh(limits.profile, batch_size=2, resize=resize, precision='float32')['events']
+    ops = [op['op'] for op in limits.operations(d2l_ext.nin(), (1, resize, resize), 2, 'float32')]
     forward, backward, others = limits.attribute(events, ops, limits.STEPS)
     assert all(seconds > 0 for seconds in forward)
     assert [op for op, seconds in zip(ops, backward) if not seconds] == ['Flatten']
