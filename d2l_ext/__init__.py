@@ -15,13 +15,13 @@ from .hardware import cuda, hook, threads  # noqa: E402, F401  all before anybod
 
 try:
     cuda.prepare()
-except ImportError as _error:  # said here, in case mxnet is imported next, and again by devices
+except ImportError as _error:  # printed only: what needs no MXNet works; devices raises it
     from .arguments import wrapped as _wrapped
     print(_wrapped(str(_error)))
 
 from .scale.server import serve_if_asked  # noqa: E402
 
-serve_if_asked()  # in the role of a server MXNet would become one when imported, unwatched
+serve_if_asked()  # does not return in a server's process, which MXNet itself would not watch
 
 __version__ = '0.1.0'
 
@@ -62,8 +62,6 @@ _MODULES = {
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
 
 __all__ = sorted(_HOME)
-# Modules that are known by their names alone, as d2l_ext.resources.
-_SHELVES = {'plotting': 'studies.plotting', 'resources': 'studies.resources'}
 
 
 def __getattr__(name):
@@ -71,8 +69,8 @@ def __getattr__(name):
         return getattr(importlib.import_module(f'.{_HOME[name]}', __name__), name)
     if name.startswith('_'):  # Python and IPython ask for such names
         raise AttributeError(name)
-    if name in _SHELVES or importlib.util.find_spec(f'{__name__}.{name}'):
-        return importlib.import_module(f'.{_SHELVES.get(name, name)}', __name__)
+    if importlib.util.find_spec(f'{__name__}.{name}'):
+        return importlib.import_module(f'.{name}', __name__)
     d2l = importlib.import_module('d2l.mxnet')
     if not hasattr(d2l, name):
         raise AttributeError(f'neither d2l_ext nor d2l.mxnet has {name!r}')

@@ -35,8 +35,8 @@ BOOK = ((2.2627, .154, .362), (1.6522, .381, .578), (1.8721, .296, .360),
 
 # The book's setting takes half an hour or more on two cores. The reduced one shows a network
 # that learns within a minute or two, on processors without bfloat16, too; hence the smallest
-# images that the network takes. So few images need small steps and a start that never waits.
-# Optimizer, rate and initialization were chosen on training images held out from the digits.
+# images that the network takes. With so few of them, it must learn from the first step on: hence
+# Adam, a small rate and identity, chosen on digits held out from training.
 FULL = {'images': None, 'resize': 224, 'batch_size': 128, 'optimizer': 'sgd', 'lr': 0.1,
         'init': 'xavier'}
 REDUCED = {'images': 4000, 'resize': 67, 'batch_size': 16, 'optimizer': 'adam', 'lr': 0.0003,
@@ -95,7 +95,7 @@ def parse_args(argv):
     if args.images is not None and args.images < 1:
         parser.error(f'--images must be at least 1, not {args.images}')
     if not 0 < args.lr < float('inf'):
-        parser.error(f'--lr must be greater than 0, not {args.lr}')
+        parser.error(f'--lr must be a finite number above 0, not {args.lr}')
     return args
 
 
@@ -113,7 +113,7 @@ def build(args, ctx, kvstore='device'):
         mx.random.seed(args.seed)
         net(mx.nd.zeros((1, 1, 67, 67), ctx))  # any images: the weights get shapes and values
         start_as_identity(net)
-        # So that no ReLU of the last block, ten channels wide, is shut for all images.
+        # Or a ReLU of the last block, only ten channels wide, might be 0 for all images.
         for layer in net[7]:
             layer.bias.set_data(mx.nd.ones(10))
     return net, mx.gluon.Trainer(net.collect_params(), args.optimizer, {'learning_rate': args.lr},
@@ -187,8 +187,8 @@ def run(args):
                         precision=args.precision, checkpoint=checkpoint, resume=args.resume,
                         seed=args.seed, report=lambda row: print_rows([row], beside_book))
     if args.reduced and history:
-        print(f"\nThe section's network, trained here, tells {history[-1]['test_acc']:.0%} of "
-              f'{len(test_iter.images):,} test images right; guessing tells 10%.\nHow it is built '
+        print(f"\nThe section's network, trained here, classifies {history[-1]['test_acc']:.0%} of "
+              f'{len(test_iter.images):,} test images right; guessing, 10%.\nHow it is built '
               'and why it learns: chapters/07_03_nin.ipynb (type: jupyter lab chapters).')
     return 0
 

@@ -62,7 +62,7 @@ def check_number(name, value, above, up_to=math.inf):
 
 
 def check_pair(name, value, low):
-    """Return `value`, one whole number or a pair of them, as a pair; raise ValueError else."""
+    """Return `value`, one whole number or a pair of them, as a pair, or raise a ValueError."""
     pair = value if isinstance(value, (tuple, list)) else (value, value)
     if len(pair) != 2:
         raise refusal(name, value, 'one whole number or a pair of them')
@@ -70,14 +70,14 @@ def check_pair(name, value, low):
 
 
 def check_shape(name, value, allowed):
-    """Return `value`, a shape without unknown sizes, as a tuple; raise ValueError else."""
+    """Return `value`, a shape without unknown sizes, as a tuple, or raise a ValueError."""
     if not isinstance(value, (tuple, list)) or not value:
         raise refusal(name, value, allowed)
     return tuple(check_int(f'each size in {name}', size, 1) for size in value)
 
 
 def check_flag(name, value):
-    """Return `value`, True or False, Python's or NumPy's, as a bool; raise ValueError else."""
+    """Return `value`, True or False, Python's or NumPy's, as a bool, or raise a ValueError."""
     if type(value).__name__ in ('bool', 'bool_'):
         return bool(value)
     raise refusal(name, value, 'True or False')
@@ -91,7 +91,7 @@ def check_choice(name, value, choices):
 
 
 def check_path(name, value):
-    """Return `value`, a path as a string or an object, as a pathlib.Path; raise ValueError else.
+    """Return `value`, a path as a string or an object, as a Path, or raise a ValueError.
 
     A ``~`` in front stands for the home folder, as in a shell.
     """

@@ -32,11 +32,11 @@ def seed_epoch(seed, epoch, rank=0):
 class Batches:
     """Batches of images held in memory, to iterate over as often as you like.
 
-    Yields ``(X, y)``: `X` float32 in [0, 1] of shape (batch, channels, height, width), `y` int32
-    of shape (batch,), both on `ctx`. The last batch may be smaller. All is done a whole batch at a
-    time: picking, flipping and shifting on bytes in NumPy, scaling, resizing and normalizing on
-    `ctx`; there are no worker processes. Order, flips and shifts are drawn anew in each pass from
-    NumPy's global generator, so ``numpy.random.seed`` repeats them.
+    Yields ``(X, y)``: `X` float32 of shape (batch, channels, height, width), from 0 to 1 unless
+    normalized, `y` int32 of shape (batch,), both on `ctx`. The last batch may be smaller. All is
+    done a whole batch at a time: picking, flipping and shifting on bytes in NumPy, scaling,
+    resizing and normalizing on `ctx`; there are no worker processes. Order, flips and shifts are
+    drawn anew in each pass from NumPy's global generator, so ``numpy.random.seed`` repeats them.
 
     Parameters
     ----------
@@ -127,8 +127,7 @@ class Batches:
             if self.normalize is not None:
                 X = (X - mean) / deviation
             y = nd.array(self.labels[chosen], ctx=self.ctx, dtype='int32')
-            as_np = mx.util.is_np_array()
-            yield (X.as_np_ndarray(), y.as_np_ndarray()) if as_np else (X, y)
+            yield (X.as_np_ndarray(), y.as_np_ndarray()) if mx.util.is_np_array() else (X, y)
 
     def _part(self, which, **changes):
         """Return batches of the images that `which` picks, otherwise like these."""
@@ -177,8 +176,8 @@ class Batches:
 def common_shape(iterables):
     """Return the shape of every image in several iterables, or None if nothing tells.
 
-    Batches tell by their `image_shape`, (channels, height, width); whatever else goes by that name
-    tells nothing.
+    Batches tell by their `image_shape`, a tuple (channels, height, width); any other value of that
+    name is ignored.
     """
     shapes = [getattr(iterable, 'image_shape', None) for iterable in iterables]
     known = all(isinstance(shape, tuple) and len(shape) == 3 for shape in shapes)
@@ -187,11 +186,12 @@ def common_shape(iterables):
 
 def num_images(batches, batch_size):
     """Return the number of images in a pass, or the most that can be, or None if nothing tells."""
+    if isinstance(batches, Batches):
+        return len(batches.images)
     sampler = getattr(batches, '_batch_sampler', None)  # of Gluon's DataLoader
     if isinstance(sampler, gluon.data.BatchSampler) and sampler._last_batch == 'keep':
         return len(sampler._sampler)
-    most = len(batches) * batch_size if hasattr(batches, '__len__') else None
-    return len(batches.images) if isinstance(batches, Batches) else most
+    return len(batches) * batch_size if hasattr(batches, '__len__') else None
 
 
 def make_batches(train, test, batch_size, *, flip, shift, normalize, **settings):

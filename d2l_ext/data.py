@@ -3,7 +3,7 @@ import collections.abc
 
 import numpy as np
 
-from .arguments import check_flag, check_int, check_path, check_type, wrapped
+from .arguments import check_flag, check_int, check_path, check_type, refusal, wrapped
 from .batches import make_batches
 from .storage import fashion_mnist
 
@@ -27,10 +27,11 @@ def load_data_fashion_mnist(batch_size, resize=None, root=None, *, verify=True, 
     root : str or path, optional
         Folder that directly holds the four ``.gz`` archives; the only place searched, and left
         as it is. Without it: ``fashion-mnist/`` in the folder that D2L_EXT_DATA names, then
-        MXNet's own cache, then a download (into the first of these two that is set).
+        MXNet's own cache, then a download, into D2L_EXT_DATA's folder if that is set, else into
+        the cache.
     verify : bool
-        Whether the archives must be the published ones. False accepts copies of the same layout
-        with any number of images.
+        Whether the archives must be the published ones. False accepts, in `root` or in
+        D2L_EXT_DATA's folder, copies of the same layout with any number of images.
     flip : bool
         Whether training images are mirrored left to right, each with probability 1/2.
     shift : int
@@ -49,7 +50,8 @@ def load_data_fashion_mnist(batch_size, resize=None, root=None, *, verify=True, 
     Raises
     ------
     ValueError
-        If an archive is damaged or a number is out of range.
+        If an archive in `root` or in D2L_EXT_DATA's folder is damaged (one in MXNet's cache is
+        downloaded again), or a number is out of range.
     OSError
         If the archives are nowhere to be had.
 
@@ -129,7 +131,8 @@ def load_data(batch_size, resize=None, *, flip=False, shift=0, normalize=False, 
     Raises
     ------
     ValueError
-        If an archive is damaged, which is no reason to fall back, or an argument is out of range.
+        If an archive in D2L_EXT_DATA's folder is damaged or an argument is out of range: neither
+        falls back to the digits.
     """
     settings = {'flip': flip, 'shift': shift, 'normalize': normalize, 'ctx': ctx}
     try:
@@ -155,9 +158,12 @@ def get_fashion_mnist_labels(labels):
     Raises
     ------
     ValueError
-        If a label is none of these.
+        If a label is not a whole number from 0 to 9.
     """
     labels = labels.asnumpy() if hasattr(labels, 'asnumpy') else labels
-    check_type('labels', labels, collections.abc.Iterable, 'whole numbers from 0 to 9')
-    return [FASHION_MNIST_CLASSES[check_int('labels', int(label) if label in range(10) else label,
-                                            0, 9)] for label in labels]
+    labels = list(check_type('labels', labels, collections.abc.Iterable,
+                             'whole numbers from 0 to 9'))
+    for label in labels:
+        if label not in range(10):
+            raise refusal('labels', label, 'whole numbers from 0 to 9')
+    return [FASHION_MNIST_CLASSES[int(label)] for label in labels]

@@ -1,9 +1,12 @@
-"""Where training runs: gpu(0) or the CPU, and in which precision."""
+"""Where training runs, a GPU or the CPU, and in which precision.
+
+MXNet is imported here, and elsewhere as ``from .devices import mx``: `prepare` must come first.
+"""
 from .arguments import check_choice, check_int, check_type, refusal
 from .hardware.cuda import Problem, fall_back, may_use_gpu, prepare
 from .hardware.processor import has_bfloat16
 
-prepare()  # again: the package itself has only printed its ImportError
+prepare()  # d2l_ext/__init__.py only prints its ImportError
 import mxnet as mx  # noqa: E402
 
 PRECISIONS = ('auto', 'float32', 'bfloat16', 'float16')
@@ -54,7 +57,7 @@ def check_ctx(ctx):
 
 
 def check_devices(ctx):
-    """Return `ctx`, one device or a list of them, as a list; raise a ValueError else."""
+    """Return `ctx`, one device or a list of them, as a list, or raise a ValueError."""
     devices = list(ctx) if isinstance(ctx, (list, tuple)) else [ctx]
     for device in devices:
         check_ctx(device)

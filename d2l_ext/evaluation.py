@@ -33,7 +33,7 @@ def predict(net, data_iter, ctx, precision='auto'):
     ctx : mxnet.Context or list of mxnet.Context
         Devices of the parameters; several share each batch.
     precision : {'auto', 'float32', 'bfloat16', 'float16'}
-        In which the layers compute.
+        In which the layers compute, as for :func:`~d2l_ext.train_ch5`.
 
     Returns
     -------
@@ -42,7 +42,8 @@ def predict(net, data_iter, ctx, precision='auto'):
     Raises
     ------
     ValueError
-        If `data_iter` is empty, the images do not fit the net, or a label is out of range.
+        If `data_iter` is empty, the images do not fit the net, a label is out of range, the net
+        has no parameters on `ctx`, or `precision` does not work.
     FloatingPointError
         If an image or a parameter is no finite number.
     """
@@ -52,13 +53,13 @@ def predict(net, data_iter, ctx, precision='auto'):
     check_batches('data_iter', data_iter)
     check_finite(net, devices[0], 'before predicting', 'Initialize the net anew, or load others')
     choice = choose(net, devices[0], precision, [data_iter])
-    small = len(devices) == 1 and devices[0].device_type == 'cpu'
-    forward = faster_for_few(net, choice) if small else choice.forward
+    one_cpu = len(devices) == 1 and devices[0].device_type == 'cpu'
+    forward = faster_for_few(net, choice) if one_cpu else choice.forward
     return classify(net, forward, 'data_iter', data_iter, devices)
 
 
 def classify(net, forward, name, data_iter, devices):
-    """Return what :func:`predict` returns, of the compiled `net`; `name` is that of the batches."""
+    """Do the work of :func:`predict`; `forward` computes `net`, errors call the batches `name`."""
     predicted, true, sums = [], [], nd.zeros(3, ctx=devices[0], dtype='float64')
     for X, y in checked_batches(net, devices[0], name, data_iter):
         previous = sums

@@ -50,9 +50,10 @@ class Run:
         self.loss, self.numbers = gluon.loss.SoftmaxCrossEntropyLoss(), numbers_of(net)
 
     def step(self, X, y):
-        """Train on a batch; return ``(X, y, logits, l)`` of each device, `l` the loss an image."""
-        total, mine = self.team.counts(X)
-        parts, outputs = split(self.devices, X, y) if mine else [], []
+        """Train on a batch; return ``(X, y, logits, l)`` for each device, `l` of shape (batch,)."""
+        total, mine = self.team.counts(X)  # images in the whole batch, and for this process
+        parts = split(self.devices, X, y) if mine else []
+        outputs = []
         with autograd.record():
             for X_, y_ in parts:
                 logits = self.forward(X_)
@@ -96,7 +97,7 @@ class Run:
 @computed_in_nd
 def train_ch5(net, train_iter, test_iter, batch_size, trainer, ctx, num_epochs, *,
               precision='auto', checkpoint=None, resume=False, seed=None, report=print_epoch):
-    """Train a classifier, printing a line an epoch as section 7.3 does.
+    """Train a classifier, printing a line for each epoch as section 7.3 does.
 
     The loop is that of *Dive into Deep Learning*; the loss is the cross-entropy of a softmax.
 
@@ -106,11 +107,12 @@ def train_ch5(net, train_iter, test_iter, batch_size, trainer, ctx, num_epochs, 
         Initialized on `ctx`; maps `X` to logits of shape (batch, classes).
     train_iter, test_iter : iterable
         Of ``(X, y)``: X float32 of shape (batch, channels, height, width), y whole numbers from
-        0 of shape (batch,). Iterated once an epoch: a list, a Gluon ``DataLoader`` or what
-        ``load_data_fashion_mnist`` returns.
+        0 of shape (batch,). Iterated once an epoch (a first batch may be read before, to try the
+        net): a list, a Gluon ``DataLoader`` or what ``load_data_fashion_mnist`` returns.
     batch_size : int
-        Images in a full batch, of all devices and workers together. Each step divides by the
-        number of images it really had.
+        Images in a full batch, of all devices and workers together. Each step divides the
+        gradients by the number of images it really had, also in a smaller last batch, where the
+        book divides by `batch_size`.
     trainer : mxnet.gluon.Trainer
         Of the net's parameters. With ``kvstore='dist_sync'`` several workers train, on as many
         machines (see ``d2l_ext.distributed``): all call this with the same arguments, each takes
@@ -123,8 +125,8 @@ def train_ch5(net, train_iter, test_iter, batch_size, trainer, ctx, num_epochs, 
         Passes over `train_iter`, those already in a resumed checkpoint included.
     precision : {'auto', 'float32', 'bfloat16', 'float16'}
         In which the layers compute; 'auto' is bfloat16 where the processor has instructions
-        for it and it works with `net`, else float32; a line says why not. float16 needs a GPU,
-        and its loss is scaled. Parameters, gradients and loss are float32 always.
+        for it and it works with `net` (if not, a line says why), else float32. float16 needs a
+        GPU, and its loss is scaled. Parameters, gradients and loss are float32 always.
     checkpoint : str or path, optional
         File that receives the whole state after each epoch, arrays and numbers in attributes of
         blocks included. When Ctrl-C or a full disk ends the run, a line says how to go on from
@@ -143,7 +145,7 @@ def train_ch5(net, train_iter, test_iter, batch_size, trainer, ctx, num_epochs, 
     Returns
     -------
     list of dict
-        One an epoch: `epoch` from 1, `loss` (mean cross-entropy, in nats), `train_acc` and
+        One for each epoch: `epoch` from 1, `loss` (mean cross-entropy, in nats), `train_acc` and
         `test_acc` (fractions; the first measured while training), `seconds`.
 
     Raises
@@ -176,7 +178,7 @@ def train_ch5(net, train_iter, test_iter, batch_size, trainer, ctx, num_epochs, 
     history, seed = begin(run, checkpoint if resume else None, seed, settings, say)
     settings['seed'] = seed
     start_alike(run, train_iter, seed)
-    watch, kept = Watch(net, run.devices[0], say), bool(history)
+    watch = Watch(net, run.devices[0], say)
     total = num_images(train_iter, batch_size)
     try:
         for epoch in range(len(history) + 1, num_epochs + 1):
@@ -186,15 +188,15 @@ def train_ch5(net, train_iter, test_iter, batch_size, trainer, ctx, num_epochs, 
             with progress_bar(total, ' images', f'epoch {epoch} of {num_epochs}') as bar:
                 bar.disable = bar.disable or team.rank > 0
                 loss, train_acc = run.epoch(train_iter, batch_size, watch, bar)
-            history.append({'epoch': epoch, 'loss': loss, 'train_acc': train_acc,
-                            'test_acc': run.accuracy(test_iter), 'seconds': time.time() - start})
+            row = {'epoch': epoch, 'loss': loss, 'train_acc': train_acc,
+                   'test_acc': run.accuracy(test_iter), 'seconds': time.time() - start}
+            if checkpoint is not None and team.rank == 0:
+                keep(run, checkpoint, [*history, row], settings)
+            history.append(row)
             if team.rank == 0:
-                if checkpoint is not None:
-                    keep(run, checkpoint, history, settings)
-                    kept = True
-                report(history[-1])
+                report(row)
     except (KeyboardInterrupt, OSError):  # such as a full disk
-        if kept:
+        if checkpoint is not None and history:
             say(f'\nThe last whole epoch is in {checkpoint}.\nTrain again with resume=True '
                 '(--resume on the command line) to go on from there.', flush=True)
         raise

@@ -47,7 +47,7 @@ def choose(net, ctx, precision='auto', batches=()):
     their images, the first one is asked for a batch.
     """
     asked = resolve_precision(precision, ctx)
-    shape = common_shape(batches) if batches else None
+    shape = common_shape(batches)
     graph = trace(net)
     if graph is None:
         return _layer_by_layer(net, precision, 'it has no graph, as only hybrid blocks without '

@@ -15,20 +15,20 @@ _CHANNELS = 16  # at a time: as many float32 numbers as an AVX-512 register hold
 def for_cpu(graph, image_shape, precision):
     """Return a graph that computes the same faster, for images of one shape.
 
-    - Maxima are pooled before the ReLU instead of after it: the same, of fewer numbers.
-    - Filters are padded with zeros to a multiple of 16 filters; what those compute is cut off.
-    - A convolution that reads the images with a stride becomes one without: each block of stride x
-      stride pixels turns into the channels of one pixel, and so do the weights, padded with zeros
-      to whole blocks ("space to depth").
-    - In bfloat16, the margins of windows that see nothing but padding are cut off, see
-      :func:`window_in_use`.
-    - In bfloat16, where another convolution reads images of fewer than 16 channels and feeds a
-      batch normalization, channels of zeros make up 16, in the images and in the weights alike.
+    1. In bfloat16, for right gradients rather than speed: margins of windows that see nothing but
+       padding are cut off, see :func:`window_in_use`.
+    2. Max pooling comes before a ReLU instead of after it: the same, and the ReLU has fewer numbers
+       to compute.
+    3. A convolution that reads the images with a stride becomes one without: each block of stride x
+       stride pixels turns into the channels of one pixel, and so do the weights, padded with zeros
+       to whole blocks ("space to depth"). Height and width must be multiples of the stride.
+    4. In bfloat16, where a convolution still reads the images and feeds a batch normalization,
+       channels of zeros make up 16, in the images and in the weights alike.
+    5. Filters of zeros make up a multiple of 16; what they compute is cut off.
 
     `graph` has the input ``data``, images of (channels, height, width); the layers will compute in
-    `precision`, but the casts come later. Only sizes that are multiples of the stride are cut into
-    blocks. Input, output and parameters keep their names and shapes. What changes is the order in
-    which a sum is added up.
+    `precision`, but the casts come later. Input, output and parameters keep their names and shapes.
+    What changes is the order in which a sum is added up.
     """
     channels, *image_size = image_shape
     if precision == 'bfloat16':
@@ -87,16 +87,17 @@ def _read_blocks(new, node, channels, image_size):
         (size + more) // block for size, more in zip(kernel, missing)))
 
 
-def window_in_use(node, maps):
-    """Return for each axis the first and the last position of a window that ever sees its map.
+def window_in_use(node, shape):
+    """Return for each axis the first and the last position of a window that ever sees its maps.
 
     The others, in maps smaller than the window, see nothing but padding. In bfloat16 oneDNN does
     not write the gradients of their weights: they are what the memory held before.
     """
     found = []
-    for size, kernel, pad, stride, dilation in zip(maps[2:], sizes(node, 'kernel'), *(
-            sizes(node, key, 3 * (default,))
-            for key, default in (('pad', 0), ('stride', 1), ('dilate', 1)))):
+    pads, strides, dilations = (sizes(node, key, 3 * (default,)) for key, default in (
+        ('pad', 0), ('stride', 1), ('dilate', 1)))
+    for size, kernel, pad, stride, dilation in zip(shape[2:], sizes(node, 'kernel'), pads, strides,
+                                                   dilations):
         starts = range(-pad, size + pad - dilation * (kernel - 1), stride)
         used = [i for i in range(kernel)
                 if any(0 <= start + dilation * i < size for start in starts)]

@@ -68,7 +68,7 @@ def machine_rates(precisions):
 def operations(net, input_shape, batch_size, precision):
     """Return what each operation of a training step computes and moves, in the order of its run.
 
-    A dictionary each, with `layer` and `kind` as `d2l_ext.resources.summary` names them, the
+    A dictionary each, with `layer` and `kind` as `d2l_ext.summary` names them, the
     operator's name `op`, and FLOPs and bytes, forward and backward. Bytes count each array that
     must be read or written once, as if nothing stayed in a cache. The net is a plain sequence.
     """

@@ -42,7 +42,7 @@ def points(batch_size, resize, cores):
 def cost(batch_size, resize, threads, cifar10=False, num_one_by_one=2):
     """Return the multiply-adds of a training step for one image, and the memory of a step in GiB.
 
-    The latter is what `d2l_ext.resources` counts, in float32.
+    The latter is what `d2l_ext.summary` counts, in float32.
     """
     from d2l_ext import nin, nin_cifar10
     from d2l_ext.studies.resources import summary

@@ -28,7 +28,7 @@ def test_prints_the_setting_and_the_table(capsys):
     assert [row[0] for row in rows] == ['1', '2']
     assert [len(row) for row in rows] == [5, 5] and ' book ' not in out
     assert out.endswith('(type: jupyter lab chapters).\n')
-    assert f'tells {float(rows[-1][3]):.0%} of 12 test images right' in out
+    assert f'classifies {float(rows[-1][3]):.0%} of 12 test images right' in out
 
 
 def test_the_books_columns_stand_beside_the_books_setting_only(capsys):
