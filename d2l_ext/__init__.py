@@ -21,7 +21,7 @@ except ImportError as _error:  # printed only: what needs no MXNet works; device
 
 from .scale.server import serve_if_asked  # noqa: E402
 
-serve_if_asked()  # does not return in a server's process, which MXNet itself would not watch
+serve_if_asked()  # does not return in a server's or scheduler's process: MXNet watches neither
 
 __version__ = '0.1.0'
 

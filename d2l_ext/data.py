@@ -161,9 +161,12 @@ def get_fashion_mnist_labels(labels):
         If a label is not a whole number from 0 to 9.
     """
     labels = labels.asnumpy() if hasattr(labels, 'asnumpy') else labels
-    labels = list(check_type('labels', labels, collections.abc.Iterable,
-                             'whole numbers from 0 to 9'))
+    allowed = 'whole numbers from 0 to 9'
+    check_type('labels', labels, collections.abc.Iterable, allowed)
+    if getattr(labels, 'ndim', 1) != 1:
+        raise refusal('labels', labels, f'{allowed} of shape (batch,)')
+    labels = list(labels)
     for label in labels:
         if label not in range(10):
-            raise refusal('labels', label, 'whole numbers from 0 to 9')
+            raise refusal('labels', label, allowed)
     return [FASHION_MNIST_CLASSES[int(label)] for label in labels]

@@ -112,7 +112,7 @@ def train_ch5(net, train_iter, test_iter, batch_size, trainer, ctx, num_epochs, 
     batch_size : int
         Images in a full batch, of all devices and workers together. Each step divides the
         gradients by the number of images it really had, also in a smaller last batch, where the
-        book divides by `batch_size`.
+        edition of 2019 divides by `batch_size`.
     trainer : mxnet.gluon.Trainer
         Of the net's parameters. With ``kvstore='dist_sync'`` several workers train, on as many
         machines (see ``d2l_ext.distributed``): all call this with the same arguments, each takes

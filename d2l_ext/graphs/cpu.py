@@ -142,7 +142,7 @@ def _pad_filters(new, node):
     """Give a convolution a multiple of 16 filters and cut off what the others compute."""
     number = int(node['attrs'].get('num_filter', 0))
     missing = -number % _CHANNELS
-    if not _is_convolution(node) or not missing:
+    if not _is_convolution(node) or not missing or node['name'].endswith('_cut'):
         return None
     name, (images, *weights) = node['name'], node['inputs']
     weights = [_padded(new, f'{name}_{i}', entry, number, missing)

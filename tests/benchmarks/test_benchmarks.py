@@ -204,6 +204,8 @@ def test_times_belong_to_the_layers_in_their_order():
     cut = [('Convolution', .25), *step(1)]
     assert limits.attribute(cut * 3, OPS, 3)[0] == [1, 2, 3, 4]
     assert limits.attribute(cut * 3, OPS, 3)[2][limits.REARRANGING] == .25
+    with pytest.raises(ValueError, match='3 times'):
+        limits.attribute([*cut[:1], *cut] * 3, OPS, 3)
     with pytest.raises(ValueError, match='2 times'):
         limits.attribute(step(1)[:-2], OPS, 2)
 

@@ -87,6 +87,7 @@ CASES = {
     'get_fashion_mnist_labels': Case(
         lambda folder: {'labels': [0, 9]},
         [*unexpected('labels', 'from 0 to 9', 3, None),
+         Row('labels', np.zeros((2, 2), int), 'of shape (batch,)', '(2, 2)'),
          *(Row('labels', [value], 'from 0 to 9', repr(value)) for value in (10, -1, 2.5, 'x'))]),
     # --- devices, files ---
     'try_gpu': Case(lambda folder: {}, whole('i', 0)),
